@@ -38,12 +38,21 @@ pub struct Acceptor {
     room_needed: Notify,
     /// The time of the latest failure to accept a connection.
     shortage: Mutex<Option<Instant>>,
+    rejections: Mutex<Rejections>,
     closing: AtomicBool,
     /// The time that idle connections stay open after the socket is closed, in milliseconds.
     grace: AtomicU64,
     settled: watch::Sender<bool>,
     /// The snapshot for requests that arrive after the listener is removed from the configuration.
     last_plan: OnceLock<Arc<Snapshot>>,
+}
+
+/// The rejected heads of requests that the log has not mentioned yet.
+#[derive(Debug, Default)]
+struct Rejections {
+    count: u64,
+    /// The time when the log mentioned them last.
+    logged: Option<Instant>,
 }
 
 /// One connection of a client. It counts as open until it is dropped.
@@ -75,6 +84,8 @@ const IDLE_GRACE: Duration = Duration::from_millis(100);
 const CLOSED_GRACE: Duration = Duration::from_secs(5);
 /// The time without a failure to accept after which the next one begins another shortage.
 const SHORTAGE_END: Duration = Duration::from_secs(60);
+/// The shortest time between two lines of the log about rejected heads.
+const REJECTIONS_PAUSE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(10);
 
 // === impl Traffic ===
@@ -151,6 +162,7 @@ impl Acceptor {
             left: Notify::new(),
             room_needed: Notify::new(),
             shortage: Mutex::default(),
+            rejections: Mutex::default(),
             closing: AtomicBool::new(closing),
             grace: AtomicU64::new(millis(if closing { IDLE_GRACE } else { CLOSED_GRACE })),
             settled: watch::Sender::new(false),
@@ -172,6 +184,12 @@ impl Acceptor {
         self.listener.accept_errors.increment();
         let before = self.shortage.lock().replace(now);
         before.is_none_or(|before| now.saturating_duration_since(before) > SHORTAGE_END)
+    }
+
+    /// Counts a rejected head of a request. Returns the number of those that the log has not mentioned yet, if it is to
+    /// mention them now.
+    pub(crate) fn rejected(&self, now: Instant) -> Option<u64> {
+        self.rejections.lock().add(now)
     }
 
     /// Waits until the listener has fewer open connections than this. A lingering one makes room at once.
@@ -256,6 +274,19 @@ impl Acceptor {
     }
 }
 
+// === impl Rejections ===
+
+impl Rejections {
+    fn add(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        if self.logged.is_some_and(|logged| now.saturating_duration_since(logged) < REJECTIONS_PAUSE) {
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.count))
+    }
+}
+
 // === impl Connection ===
 
 impl Connection {
@@ -321,6 +352,14 @@ mod tests {
         assert_eq!(traffic.in_flight(), 0);
         assert_eq!(traffic.listener("web").connections_active.get(), 0);
         assert_eq!((acceptor.fresh.get(), acceptor.open.get()), (0, 0));
+    }
+
+    #[test]
+    fn rejected_heads_are_mentioned_once_a_second_with_their_number() {
+        let (mut rejections, begin) = (Rejections::default(), Instant::now());
+        let mut at = |millis| rejections.add(begin + Duration::from_millis(millis));
+        assert_eq!([at(0), at(1), at(999), at(1000), at(1001)], [Some(1), None, None, Some(3), None]);
+        assert_eq!(at(5000), Some(2));
     }
 
     #[test]

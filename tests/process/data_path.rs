@@ -137,6 +137,30 @@ fn a_request_line_without_a_version_is_refused_at_once() {
 }
 
 #[test]
+fn a_rejected_head_is_logged_with_its_place_and_the_daemon_counts_many_in_one_line() {
+    let lab = Echoing::start();
+    for _ in 0..20 {
+        assert_eq!(lab.send("GET / HTTP/1.1\r\nHost : a\r\n\r\n").0, 400);
+    }
+    lab.daemon.logged(&["400", "reason=\"bad_field\" offset=20"]);
+    lab.daemon.logged(&["rejected 1 request head, the latest for `bad_field`"]);
+    // The others come in a line of their own, a second later, with the next one.
+    let mentioned = || {
+        let log = lab.daemon.log();
+        let counts =
+            log.lines().filter_map(|line| line.split_once(": rejected ")?.1.split(' ').next()?.parse().ok());
+        counts.collect::<Vec<u64>>()
+    };
+    let mut sent = 20;
+    wait::until(LONG, "all are mentioned", || {
+        assert_eq!(lab.send("get / HTTP/1.1\r\nHost: a\r\n\r\n").0, 400);
+        sent += 1;
+        mentioned().iter().sum::<u64>() == sent
+    });
+    assert!((mentioned().len() as u64) < sent / 2, "{:?}", mentioned());
+}
+
+#[test]
 fn methods_that_are_not_served_have_reasons_of_their_own() {
     let lab = Echoing::start();
     lab.refuses("CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n", 405, "connect_method");
@@ -151,6 +175,22 @@ fn an_empty_body_and_an_expectation_are_ignored_in_http_1_0() {
     assert!(!head.contains("Expect"), "{head}");
     let head = lab.forwarded("GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n");
     assert!(!head.contains("Expect"), "{head}");
+}
+
+#[test]
+fn an_expectation_that_is_repeated_is_a_bad_request() {
+    let lab = Echoing::start();
+    let twice = "Expect: 100-continue\r\nExpect: 100-continue\r\n";
+    lab.refuses(
+        &format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n{twice}\r\na"),
+        400,
+        "repeated_expect",
+    );
+    lab.refuses(
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: other\r\n\r\na",
+        417,
+        "bad_expect",
+    );
 }
 
 #[test]
@@ -172,22 +212,6 @@ const UPGRADE: &str = "Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nS
 fn only_one_key_may_ask_for_a_websocket() {
     let second = format!("GET / HTTP/1.1\r\n{UPGRADE}Sec-WebSocket-Key: b\r\n\r\n");
     Echoing::start().refuses(&second, 400, "bad_upgrade");
-}
-
-#[test]
-fn an_expectation_that_is_repeated_is_a_bad_request() {
-    let lab = Echoing::start();
-    let twice = "Expect: 100-continue\r\nExpect: 100-continue\r\n";
-    lab.refuses(
-        &format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n{twice}\r\na"),
-        400,
-        "repeated_expect",
-    );
-    lab.refuses(
-        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: other\r\n\r\na",
-        417,
-        "bad_expect",
-    );
 }
 
 #[test]
@@ -329,36 +353,8 @@ fn dropped_headers_are_counted() {
 
 // ===== connections =====
 
-#[test]
-fn a_replay_uses_a_new_connection_although_others_are_idle() {
-    let both = Arc::new(Barrier::new(2));
-    let address = backend(move |index, mut stream| {
-        while read_head(&mut stream).is_some() {
-            if index < 2 {
-                both.wait();
-            }
-            stream.write_all(OK).unwrap();
-            if index < 2 {
-                // The next request finds a connection that ends at this moment.
-                let _ = stream.read(&mut [0]);
-                return reset(stream);
-            }
-        }
-    });
-    let lab = Lab::new();
-    let daemon = lab.start(&pool_of(&[address], ""));
-    thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| assert_eq!(daemon.get("/").unwrap().status, 200));
-        }
-    });
-    daemon.settle();
-    assert_eq!(daemon.get("/").unwrap().status, 200, "{}", daemon.log());
-    assert_eq!(daemon.metric("lb_upstream_connections_total", &["reused=\"true\""]), 1.0);
-}
-
-/// A backend that ends its first three connections in different ways after a good response, and the times when it saw
-/// their ends.
+/// On its first four connections, the backend sends a byte behind the response, a response with two lengths, a byte
+/// while the connection is idle, and its end while the connection is idle.
 #[test]
 fn a_connection_to_a_backend_that_says_too_much_is_closed_and_counted() {
     let (send, ended) = mpsc::channel();
@@ -425,6 +421,34 @@ fn a_staged_close_is_counted_by_its_end() {
     assert_eq!(silent.response("GET").unwrap().status, 200);
     wait::until(LONG, "the client is silent", || closes("quiet") == 1.0);
     assert_eq!((closes("closed"), closes("timeout"), closes("evicted")), (1.0, 0.0, 0.0));
+}
+
+#[test]
+fn a_replay_uses_a_new_connection_although_others_are_idle() {
+    let both = Arc::new(Barrier::new(2));
+    let address = backend(move |index, mut stream| {
+        while read_head(&mut stream).is_some() {
+            if index < 2 {
+                both.wait();
+            }
+            stream.write_all(OK).unwrap();
+            if index < 2 {
+                // The next request finds a connection that ends at this moment.
+                let _ = stream.read(&mut [0]);
+                return reset(stream);
+            }
+        }
+    });
+    let lab = Lab::new();
+    let daemon = lab.start(&pool_of(&[address], ""));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| assert_eq!(daemon.get("/").unwrap().status, 200));
+        }
+    });
+    daemon.settle();
+    assert_eq!(daemon.get("/").unwrap().status, 200, "{}", daemon.log());
+    assert_eq!(daemon.metric("lb_upstream_connections_total", &["reused=\"true\""]), 1.0);
 }
 
 #[test]

@@ -23,7 +23,8 @@ const MAX_PATH: usize = 2048;
 ///     ttfb=1.000ms tries=1 reused=yes in=0B listener=main tried=- passed_over=10.0.0.2:8080:down reason=-
 /// ```
 ///
-/// An absent value is `-`. `"`, `\` and bytes other than printable ASCII are written as `\xHH`.
+/// An absent value is `-`, except that `offset=` follows only if a rejected head has one. `"`, `\` and bytes other than
+/// printable ASCII are written as `\xHH`.
 pub(crate) fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
     push_time(line, record.time);
     line.push(b' ');
@@ -65,15 +66,19 @@ pub(crate) fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
         push_quoted_text(line, reason.as_bytes());
         line.push(b'"');
     });
+    if let Some(offset) = record.offset {
+        line.extend_from_slice(b" offset=");
+        push_number(line, offset as u64);
+    }
     line.push(b'\n');
 }
 
 /// Appends a JSON object and a line feed.
 ///
 /// Its keys are `time` (RFC 3339, UTC), `client`, `listener`, `method`, `host`, `path`, `protocol`, `status`,
-/// `bytes_in`, `bytes_out`, `duration_ms`, `pool`, `backend`, `ttfb_ms`, `tries`, `reused`, `tried`, `passed_over` and
-/// `reason`. All keys are always present, and an absent value is `null`. `tried` and `passed_over` are objects whose
-/// keys are backends. Bytes that are not UTF-8 become U+FFFD.
+/// `bytes_in`, `bytes_out`, `duration_ms`, `pool`, `backend`, `ttfb_ms`, `tries`, `reused`, `tried`, `passed_over`,
+/// `reason` and `offset`. All keys are always present, and an absent value is `null`. `tried` and `passed_over` are
+/// objects whose keys are backends. Bytes that are not UTF-8 become U+FFFD.
 pub(crate) fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     line.extend_from_slice(b"{\"time\":\"");
     push_time(line, record.time);
@@ -119,6 +124,8 @@ pub(crate) fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     push_json_object(line, &record.passed_over);
     line.extend_from_slice(b",\"reason\":");
     push_or_null(line, record.failure, |line, reason| push_json_string(line, reason.as_bytes()));
+    line.extend_from_slice(b",\"offset\":");
+    push_or_null(line, record.offset, |line, offset| push_number(line, offset as u64));
     line.extend_from_slice(b"}\n");
 }
 
@@ -398,12 +405,17 @@ mod tests {
             passed_over: vec![("10.0.0.2:8080", "down".into())],
             reused: Some(true),
             failure: None,
+            offset: None,
         }
     }
 
     /// A record of a connection without a valid request.
     fn bare() -> Record<'static> {
-        Record { failure: Some("malformed request"), ..Record::new(noon(), "unix:/run/a b") }
+        Record {
+            failure: Some("malformed request"),
+            offset: Some(17),
+            ..Record::new(noon(), "unix:/run/a b")
+        }
     }
 
     fn text(record: &Record<'_>) -> String {
@@ -439,7 +451,7 @@ mod tests {
         assert_eq!(
             text(&bare()),
             "2026-11-22T12:00:00.123Z - \"- -- -\" - 0B 0.000ms - - ttfb=- tries=0 reused=- in=0B \
-             listener=unix:/run/a\\x20b tried=- passed_over=- reason=\"malformed request\"\n"
+             listener=unix:/run/a\\x20b tried=- passed_over=- reason=\"malformed request\" offset=17\n"
         );
     }
 
@@ -450,6 +462,7 @@ mod tests {
             "host": "example.com", "path": "/path", "protocol": "HTTP/1.1", "status": 200, "bytes_in": 0,
             "bytes_out": 123, "duration_ms": 1.2, "pool": "web", "backend": "10.0.0.1:8080", "ttfb_ms": 1.0,
             "tries": 1, "reused": true, "tried": null, "passed_over": {"10.0.0.2:8080": "down"}, "reason": null,
+            "offset": null,
         });
         assert_eq!(json(&complete()), expected);
     }
@@ -457,7 +470,8 @@ mod tests {
     #[test]
     fn a_bare_record_has_all_keys_in_json() {
         let value = json(&bare());
-        assert_eq!(value.as_object().unwrap().len(), 19);
+        assert_eq!(value.as_object().unwrap().len(), 20);
+        assert_eq!(value["offset"], 17);
         for key in
             ["client", "method", "host", "path", "status", "pool", "backend", "ttfb_ms", "reused", "tried"]
         {

@@ -90,6 +90,8 @@ pub(crate) struct Record<'a> {
     pub reused: Option<bool>,
     /// The reason why the request failed.
     pub failure: Option<&'a str>,
+    /// The index of the byte for which the head of the request was rejected.
+    pub offset: Option<usize>,
 }
 
 // === impl Settings ===
@@ -126,6 +128,7 @@ impl<'a> Record<'a> {
             passed_over: Vec::new(),
             reused: None,
             failure: None,
+            offset: None,
         }
     }
 }

@@ -460,6 +460,7 @@ impl Exchange {
             passed_over: passed.map(|(backend, why)| (&*backend.label, why.as_str().into())).collect(),
             reused: attempt.and_then(|attempt| attempt.reused),
             failure: self.failure.map(Failure::as_str),
+            offset: None,
         }
     }
 }

@@ -98,6 +98,12 @@ impl FieldLines {
         if values.next().is_some() { Err(Repeated) } else { Ok(first) }
     }
 
+    /// Returns the index of the last field with this meaning in the bytes.
+    pub(super) fn position(&self, known: Known) -> Option<usize> {
+        let last = self.lines.iter().rev().find(|line| line.known == known);
+        last.map(|line| line.name.start as usize)
+    }
+
     pub(super) fn bytes(&self) -> &Bytes {
         &self.bytes
     }

@@ -33,6 +33,7 @@ pub mod fuzzing;
 mod grammar;
 mod host;
 pub(crate) mod known;
+mod offset;
 pub(crate) mod rejection;
 pub(crate) mod request;
 pub(crate) mod response;
@@ -43,4 +44,5 @@ pub(crate) mod write;
 
 pub(crate) use grammar::{is_token, members};
 pub(crate) use host::is_host;
+pub(crate) use offset::offset;
 pub(crate) use target::without_dot_segments;

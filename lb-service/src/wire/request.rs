@@ -243,7 +243,7 @@ fn split_line(line: &[u8]) -> Result<[&[u8]; 3], Rejection> {
 /// Reads a method: an upper-case letter, then upper-case letters, digits, `-`, `_` and `.`. A backend that compares
 /// methods without regard to case would respond to `head` without the body that we would wait for.
 fn read_method(text: &[u8]) -> Result<Method, Rejection> {
-    let is_allowed = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"-_.".contains(byte);
+    let is_allowed = |byte: &u8| is_method_byte(*byte);
     if !text.first().is_some_and(u8::is_ascii_uppercase) || !text.iter().all(is_allowed) {
         return Err(Rejection::Method);
     }
@@ -251,6 +251,11 @@ fn read_method(text: &[u8]) -> Result<Method, Rejection> {
         return Err(Rejection::MethodTooLong);
     }
     Method::from_bytes(text).map_err(|_| Rejection::Method)
+}
+
+/// Returns whether the byte may stand in a method.
+pub(super) fn is_method_byte(byte: u8) -> bool {
+    byte.is_ascii_uppercase() || byte.is_ascii_digit() || b"-_.".contains(&byte)
 }
 
 fn read_version(text: &[u8]) -> Result<Version, Rejection> {

@@ -48,6 +48,12 @@ struct Place {
     listener: ListenerId,
 }
 
+/// The reason why there is no head, and the index in it of the byte in which the reason lies, if it lies in one.
+struct BadHead {
+    failure: Failure,
+    offset: Option<usize>,
+}
+
 /// The longest time for which bytes are discarded after the last response, and the longest silence in it.
 const LINGER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
 
@@ -132,11 +138,11 @@ async fn read_head(
     client: &mut Client,
     limits: &HeadLimits,
     limit: Duration,
-) -> Result<RequestHead, Failure> {
+) -> Result<RequestHead, BadHead> {
     let mut scan = Scan::default();
     client.timer.set(Some(limit));
     let bytes = std::future::poll_fn(|cx| poll_head(client, &mut scan, limits, cx)).await?;
-    RequestHead::parse(&bytes, limits).map_err(|rejection| Failure::Rejected(Rejection::Wire(rejection)))
+    RequestHead::parse(&bytes, limits).map_err(|reason| BadHead::of(&bytes, reason))
 }
 
 fn poll_head(
@@ -144,19 +150,20 @@ fn poll_head(
     scan: &mut Scan,
     limits: &HeadLimits,
     cx: &mut Context<'_>,
-) -> Poll<Result<Bytes, Failure>> {
+) -> Poll<Result<Bytes, BadHead>> {
     loop {
-        let found = scan.request(client.input.bytes(), limits);
-        match found.map_err(|error| Failure::Rejected(Rejection::Wire(WireRejection::of_head(error))))? {
+        let bytes = client.input.bytes();
+        let found = scan.request(bytes, limits);
+        match found.map_err(|error| BadHead::of(bytes, WireRejection::of_head(error)))? {
             Found::Head { start, end } => return Poll::Ready(Ok(client.input.take(end).slice(start..))),
             Found::Incomplete => {}
         }
         match client.poll_more(cx) {
             Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::ClientGone)),
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::ClientGone.into())),
             Poll::Pending => {
                 std::task::ready!(client.timer.poll_expired(cx));
-                return Poll::Ready(Err(Failure::ClientTimeout));
+                return Poll::Ready(Err(Failure::ClientTimeout.into()));
             }
         }
     }
@@ -177,7 +184,7 @@ async fn reject(
     place: &Place,
     client: &mut Client,
     connection: &Connection,
-    failure: Failure,
+    BadHead { failure, offset }: BadHead,
     begun: Instant,
 ) -> Next {
     let next = match OwnResponse::to(failure, None, SystemTime::now) {
@@ -187,6 +194,7 @@ async fn reject(
     let snapshot = &place.snapshot;
     if let Failure::Rejected(reason) = failure {
         connection.acceptor.listener.reject(reason);
+        say_rejected(&connection.acceptor, reason);
     }
     snapshot.requests(place.listener, None).responses.increment(failure.status());
     let duration = begun.elapsed();
@@ -194,10 +202,20 @@ async fn reject(
         client: connection.peer.as_ref().map(|peer| peer.ip),
         status: Some(failure.status()),
         failure: Some(failure.as_str()),
+        offset,
         duration,
         ..Record::new(SystemTime::now() - duration, &connection.acceptor.listener.name)
     });
     next
+}
+
+/// Logs that heads were rejected, once a second at most: a client decides how many there are.
+fn say_rejected(acceptor: &Acceptor, reason: Rejection) {
+    if let Some(count) = acceptor.rejected(Instant::now()) {
+        let (name, heads) =
+            (&acceptor.listener.name, if count == 1 { "request head" } else { "request heads" });
+        log::info!("listener {name}: rejected {count} {heads}, the latest for `{}`", reason.as_str());
+    }
 }
 
 async fn respond(client: &mut Client, own: OwnResponse) -> Next {
@@ -246,6 +264,21 @@ fn poll_discard(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<bool> {
     let mut space = [0; 4096];
     let mut read = ReadBuf::new(&mut space);
     Pin::new(stream).poll_read(cx, &mut read).map(|result| result.is_ok() && !read.filled().is_empty())
+}
+
+// === impl BadHead ===
+
+impl BadHead {
+    /// Returns the rejection of these bytes, which hold the head or its beginning.
+    fn of(bytes: &[u8], reason: WireRejection) -> Self {
+        Self { failure: Failure::Rejected(Rejection::Wire(reason)), offset: offset(bytes, reason) }
+    }
+}
+
+impl From<Failure> for BadHead {
+    fn from(failure: Failure) -> Self {
+        Self { failure, offset: None }
+    }
 }
 
 // === impl Acceptance ===

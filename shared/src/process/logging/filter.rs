@@ -43,13 +43,14 @@ const OTHER_WORDS: OtherWords = &[
 ];
 
 /// Our modules that log, by their paths.
-const OURS: [&str; 33] = [
+const OURS: [&str; 34] = [
     "health_service::backend",
     "lb_service::access_log::writer",
     "lb_service::pool",
     "lb_service::pool::attempt",
     "lb_service::pool::tls",
     "lb_service::service",
+    "lb_service::transport::http1::connection",
     "lb_service::transport::http1::serve",
     "lb_service::transport::listen",
     "metrics_service::endpoints",
