@@ -143,6 +143,22 @@ fn a_connection_above_the_limit_waits_until_another_one_ends() {
     assert_eq!(three.response("GET").unwrap().status, 200);
 }
 
+/// Several tasks accept, and each of them could find room for a connection at the same time.
+#[test]
+fn several_accepting_tasks_keep_the_limit() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let config = config(&lab, "limits: {connections: 5}", &pool(&[&origin], ""));
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("listener_tasks_per_fd: 8\n{text}")).unwrap();
+    let daemon = lab.start_file(&config);
+    let mut clients: Vec<_> = (0..16).map(|_| daemon.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send(head_bytes("GET", "/", &[], 0)).unwrap());
+    wait::until(LONG, "five are served", || origin.requests() == 5);
+    assert_eq!(daemon.metric("lb_connections_active", &[]), 5.0);
+    clients[..5].iter_mut().for_each(|client| assert_eq!(client.response("GET").unwrap().status, 200));
+    assert_eq!((origin.requests(), daemon.metric("lb_connections_active", &[])), (5, 5.0));
+}
+
 /// The second connection has its last response, and its client does not close it.
 #[test]
 fn at_the_limit_a_connection_that_only_lingers_makes_room() {

@@ -252,7 +252,7 @@ fn a_file_without_an_end_is_an_error_that_names_the_limit() {
         assert_eq!(finished.code, Some(2), "{finished:?}");
         assert!(finished.stderr.contains(said), "{finished:?}");
     }
-    let config = lab.config(&pool(&[&origin], ""));
+    let config = lab.config(&pool(&[&origin], "tls: {}"));
     let endless = lab.run_with(&["check", "-c", path_str(&config)], &[("SSL_CERT_FILE", "/dev/zero")]);
     assert_eq!(endless.code, Some(2), "{endless:?}");
     assert!(endless.stderr.contains("SSL_CERT_FILE=/dev/zero: it is longer than 4 MiB"), "{endless:?}");

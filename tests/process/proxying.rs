@@ -353,6 +353,7 @@ fn a_certificate_of_an_unknown_authority_is_refused_unless_verify_is_off() {
     let daemon = lab.start(&pool(&[&origin], &tls));
     assert_eq!(daemon.get("/").unwrap().status, 502);
     assert_eq!(origin.requests(), 0);
+    daemon.logged(&["reason=\"tls\"", "detail=\"invalid peer certificate: UnknownIssuer\""]);
     drop(daemon);
 
     let daemon = lab.start(&pool(&[&origin], "tls: {sni: a.test, verify: false}"));
@@ -368,6 +369,7 @@ fn a_certificate_for_another_name_is_refused() {
     let origin = Origin::start_tls("one", authority.certify(&["other.test"]).server());
     let daemon = lab.start(&pool(&[&origin], &format!("tls: {{sni: a.test, ca: {}}}", ca.display())));
     assert_eq!(daemon.get("/").unwrap().status, 502);
+    daemon.logged(&["reason=\"tls\"", "certificate not valid for name \\x22a.test\\x22", "other.test"]);
 }
 
 /// Types of health checks. All but the first use TLS as requests do.

@@ -23,7 +23,7 @@ const MAX_PATH: usize = 2048;
 ///     ttfb=1.000ms tries=1 reused=yes in=0B listener=main tried=- passed_over=10.0.0.2:8080:down reason=-
 /// ```
 ///
-/// An absent value is `-`, except that `offset=` follows only if a rejected head has one. `"`, `\` and bytes other than
+/// An absent value is `-`, except that `offset=` and `detail=` follow only if there is one. `"`, `\` and bytes other than
 /// printable ASCII are written as `\xHH`.
 pub(crate) fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
     push_time(line, record.time);
@@ -70,6 +70,11 @@ pub(crate) fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
         line.extend_from_slice(b" offset=");
         push_number(line, offset as u64);
     }
+    if let Some(detail) = record.detail {
+        line.extend_from_slice(b" detail=\"");
+        push_quoted_text(line, detail.as_bytes());
+        line.push(b'"');
+    }
     line.push(b'\n');
 }
 
@@ -77,7 +82,7 @@ pub(crate) fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
 ///
 /// Its keys are `time` (RFC 3339, UTC), `client`, `listener`, `method`, `host`, `path`, `protocol`, `status`,
 /// `bytes_in`, `bytes_out`, `duration_ms`, `pool`, `backend`, `ttfb_ms`, `tries`, `reused`, `tried`, `passed_over`,
-/// `reason` and `offset`. All keys are always present, and an absent value is `null`. `tried` and `passed_over` are
+/// `reason`, `offset` and `detail`. All keys are always present, and an absent value is `null`. `tried` and `passed_over` are
 /// objects whose keys are backends. Bytes that are not UTF-8 become U+FFFD.
 pub(crate) fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     line.extend_from_slice(b"{\"time\":\"");
@@ -126,6 +131,8 @@ pub(crate) fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     push_or_null(line, record.failure, |line, reason| push_json_string(line, reason.as_bytes()));
     line.extend_from_slice(b",\"offset\":");
     push_or_null(line, record.offset, |line, offset| push_number(line, offset as u64));
+    line.extend_from_slice(b",\"detail\":");
+    push_or_null(line, record.detail, |line, detail| push_json_string(line, detail.as_bytes()));
     line.extend_from_slice(b"}\n");
 }
 
@@ -406,6 +413,7 @@ mod tests {
             reused: Some(true),
             failure: None,
             offset: None,
+            detail: None,
         }
     }
 
@@ -414,6 +422,7 @@ mod tests {
         Record {
             failure: Some("malformed request"),
             offset: Some(17),
+            detail: Some("a \"detail\""),
             ..Record::new(noon(), "unix:/run/a b")
         }
     }
@@ -451,7 +460,7 @@ mod tests {
         assert_eq!(
             text(&bare()),
             "2026-11-22T12:00:00.123Z - \"- -- -\" - 0B 0.000ms - - ttfb=- tries=0 reused=- in=0B \
-             listener=unix:/run/a\\x20b tried=- passed_over=- reason=\"malformed request\" offset=17\n"
+             listener=unix:/run/a\\x20b tried=- passed_over=- reason=\"malformed request\" offset=17 detail=\"a \\x22detail\\x22\"\n"
         );
     }
 
@@ -463,6 +472,7 @@ mod tests {
             "bytes_out": 123, "duration_ms": 1.2, "pool": "web", "backend": "10.0.0.1:8080", "ttfb_ms": 1.0,
             "tries": 1, "reused": true, "tried": null, "passed_over": {"10.0.0.2:8080": "down"}, "reason": null,
             "offset": null,
+            "detail": null,
         });
         assert_eq!(json(&complete()), expected);
     }
@@ -472,6 +482,7 @@ mod tests {
         let value = json(&bare());
         assert_eq!(value.as_object().unwrap().len(), 20);
         assert_eq!(value["offset"], 17);
+        assert_eq!(value["detail"], "a \"detail\"");
         for key in
             ["client", "method", "host", "path", "status", "pool", "backend", "ttfb_ms", "reused", "tried"]
         {

@@ -92,6 +92,8 @@ pub(crate) struct Record<'a> {
     pub failure: Option<&'a str>,
     /// The index of the byte for which the head of the request was rejected.
     pub offset: Option<usize>,
+    /// The message of TLS or of the system about the latest connection that could not be made.
+    pub detail: Option<&'a str>,
 }
 
 // === impl Settings ===
@@ -129,6 +131,7 @@ impl<'a> Record<'a> {
             reused: None,
             failure: None,
             offset: None,
+            detail: None,
         }
     }
 }

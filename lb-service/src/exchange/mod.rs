@@ -59,6 +59,8 @@ pub(crate) struct Exchange {
     explain_access: ExplainAccess,
     /// Whether the whole request was passed on.
     is_complete: bool,
+    /// The message about the latest connection that could not be made.
+    detail: Option<Box<str>>,
     /// Whether the head of a backend's response was passed on.
     is_passed_on: bool,
     /// Whether the backend broke off the response after that.
@@ -132,6 +134,7 @@ impl Exchange {
             newer: None,
             failure: None,
             is_complete: false,
+            detail: None,
             is_passed_on: false,
             is_truncated: false,
             key_is_missing: false,
@@ -364,6 +367,11 @@ impl Exchange {
         }
     }
 
+    /// Records the message of TLS or of the system about a connection that could not be made.
+    pub(crate) fn cannot_connect(&mut self, message: String) {
+        self.detail = Some(message.into());
+    }
+
     /// Records a fault of the attempt. Returns whether the request is retried.
     pub(crate) fn fault(&mut self, head: &impl Head, fault: Fault, progress: Progress, at: Now) -> bool {
         let fault = fault.since(progress);
@@ -461,6 +469,7 @@ impl Exchange {
             reused: attempt.and_then(|attempt| attempt.reused),
             failure: self.failure.map(Failure::as_str),
             offset: None,
+            detail: self.detail.as_deref(),
         }
     }
 }

@@ -16,7 +16,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::task::JoinSet;
 
 use super::http1::connection;
@@ -103,25 +103,30 @@ pub(crate) async fn accept(
     closes: watch::Receiver<bool>,
     tasks: usize,
 ) {
-    let socket = Arc::new(socket);
-    let accepting: JoinSet<()> =
-        (0..tasks).map(|_| accept_until(socket.clone(), acceptance.clone(), closes.clone())).collect();
+    let (socket, turn) = (Arc::new(socket), Arc::default());
+    let accept = |_| accept_until(socket.clone(), Arc::clone(&turn), acceptance.clone(), closes.clone());
+    let accepting: JoinSet<()> = (0..tasks).map(accept).collect();
     accepting.join_all().await;
     drop(socket);
     acceptance.acceptor.settle().await;
 }
 
-async fn accept_until(socket: Arc<ListenSocket>, acceptance: Acceptance, mut closes: watch::Receiver<bool>) {
+async fn accept_until(
+    socket: Arc<ListenSocket>,
+    turn: Arc<Mutex<()>>,
+    acceptance: Acceptance,
+    mut closes: watch::Receiver<bool>,
+) {
     let name = &acceptance.acceptor.listener.name;
     log::debug!("accepting on {name}");
     loop {
         let accepted = tokio::select! {
             biased;
             _ = closes.wait_for(|closes| *closes) => break,
-            accepted = accept_one(&socket, &acceptance) => accepted,
+            accepted = accept_one(&socket, &turn, &acceptance) => accepted,
         };
         match accepted {
-            Ok(accepted) => start(&acceptance, accepted),
+            Ok((accepted, _turn)) => start(&acceptance, accepted),
             Err(error) if is_of_connection(&error) => {
                 log::debug!("a client of {name} left before it was accepted: {error}");
             }
@@ -135,12 +140,17 @@ async fn accept_until(socket: Arc<ListenSocket>, acceptance: Acceptance, mut clo
     }
 }
 
-/// Accepts a connection once the listener has room for it.
-async fn accept_one(socket: &ListenSocket, acceptance: &Acceptance) -> io::Result<Accepted> {
-    if let Some(limit) = acceptance.max_connections() {
-        acceptance.acceptor.room(limit).await;
-    }
-    socket.accept().await
+/// Accepts a connection once the listener has room for it. With a limit, the tasks take turns: a task keeps its turn
+/// until the connection is counted, so that two of them never use the same room.
+async fn accept_one<'a>(
+    socket: &ListenSocket,
+    turn: &'a Mutex<()>,
+    acceptance: &Acceptance,
+) -> io::Result<(Accepted, Option<MutexGuard<'a, ()>>)> {
+    let Some(limit) = acceptance.max_connections() else { return Ok((socket.accept().await?, None)) };
+    let turn = turn.lock().await;
+    acceptance.acceptor.room(limit).await;
+    Ok((socket.accept().await?, Some(turn)))
 }
 
 /// Returns whether the error concerns one connection, and not the socket that accepts.

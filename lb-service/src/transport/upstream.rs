@@ -239,9 +239,8 @@ impl Upstream {
         // With TLS, the bytes may be tickets. Without it, no event may have reported them yet.
         match self.stream.arrived().filter(|_| !self.stream.is_tls()) {
             Some(true) => self.history.poison(Poison::EarlyBytes),
-            Some(false) => {}
             None if self.is_quiet() => return Ok(self),
-            None => {}
+            Some(false) | None => {}
         }
         let reason = io::Error::other("it closed the connection or sent bytes before the request");
         Err(ConnectError { kind: FaultKind::Closed, reason })

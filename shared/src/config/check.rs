@@ -118,6 +118,7 @@ impl Checker<'_> {
         let Some(path) = &self.config.ca_file else { return };
         if let Some(certificates) = self.read_certificates(&path!["ca_file"], &path.get().0) {
             self.trust_in_pools(&certificates);
+            self.check_nothing_else(&path!["ca_file"], &path.get().0);
         }
     }
 
@@ -167,6 +168,23 @@ impl Checker<'_> {
                     problem.hint("remove the key, or keep it for backends that you add later"),
                 );
             }
+        }
+    }
+
+    /// Checks that the file contains nothing but certificates. A private key does not belong into a file that others
+    /// read, and another kind of certificate would not be trusted.
+    fn check_nothing_else(&mut self, at: &[Step], file: &Path) {
+        let text = self.context.files.read(file).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let mut others = text.lines().filter_map(|line| line.trim().strip_prefix("-----BEGIN "));
+        if let Some(other) = others.find(|label| *label != "CERTIFICATE-----") {
+            let other = other.trim_end_matches('-');
+            let message = format!("{} contains something other than certificates: {other}", file.display());
+            let problem = Problem::new(Id::Certificates, message);
+            self.report(
+                at,
+                problem.hint("keep only the certificates in it, and move the rest to another file"),
+            );
         }
     }
 

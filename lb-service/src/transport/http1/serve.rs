@@ -127,6 +127,7 @@ impl Serving<'_> {
             }
             Err(error) => {
                 log::debug!("cannot connect to {}: {}", backend.label, error.reason);
+                self.story.exchange.cannot_connect(values::reason(&error.reason));
                 self.story.fault(Fault::before_request(error.kind), &self.body).map(|()| None)
             }
         }
