@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use tests::daemon::path_str;
@@ -102,24 +102,26 @@ fn the_printed_schema_is_the_shipped_one() {
     );
 }
 
-/// A file of session keys that only `www-data` can read. The example configuration runs as this user.
-fn session_keys(lab: &Lab) -> PathBuf {
-    let file = lab.write("sticky.keys", &format!("{}\n", "5e".repeat(32)));
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+/// Lets only `www-data` read a file with a secret. The example configuration runs as this user.
+fn make_private(file: &Path) {
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
     let www_data = nix::unistd::User::from_name("www-data").unwrap();
     if let Some(user) = www_data.filter(|_| nix::unistd::Uid::effective().is_root()) {
-        chown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+        chown(file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
     }
-    file
 }
 
 #[test]
 fn every_shipped_configuration_passes_the_check() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config");
     let lab = Lab::new();
-    let ca = lab.path("ca.pem");
-    Authority::new().write(&ca).unwrap();
-    let keys = session_keys(&lab);
+    let [ca, cert, key] = ["ca.pem", "client.pem", "client.key"].map(|name| lab.path(name));
+    let authority = Authority::new();
+    authority.write(&ca).unwrap();
+    authority.certify(&["lb.test"]).write(&cert, &key).unwrap();
+    let keys = lab.write("sticky.keys", &format!("{}\n", "5e".repeat(32)));
+    make_private(&key);
+    make_private(&keys);
     let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
     let files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     let files: Vec<_> = files.iter().filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect();
@@ -127,8 +129,11 @@ fn every_shipped_configuration_passes_the_check() {
     for shipped in files {
         // The shipped file names directories and certificates of the target machine; those of the lab replace them.
         let text = fs::read_to_string(shipped).unwrap();
-        let text = text.replace("/etc/load_balancer/internal-ca.pem", path_str(&ca));
-        let text = text.replace("/etc/load_balancer/sticky.keys", path_str(&keys));
+        let files =
+            [("internal-ca.pem", &ca), ("client.pem", &cert), ("client.key", &key), ("sticky.keys", &keys)];
+        let text = files.iter().fold(text, |text, (name, file)| {
+            text.replace(&format!("/etc/load_balancer/{name}"), path_str(file))
+        });
         let text = ["/run/load_balancer", "/var/log/load_balancer"]
             .iter()
             .fold(text, |text, directory| text.replace(directory, path_str(lab.directory())));

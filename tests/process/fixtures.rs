@@ -56,6 +56,9 @@ fn run(fixture: &Path) {
     let mut origins = Origins { directory: lab.directory().to_owned(), ..Origins::default() };
     let authorities = Authorities { trusted: Authority::new(), unknown: Authority::new() };
     authorities.trusted.write(&lab.path("ca.pem")).unwrap();
+    let client = authorities.trusted.certify(&["client.example"]);
+    client.write(&lab.path("client.pem"), &lab.path("client.key")).unwrap();
+    fs::set_permissions(lab.path("client.key"), fs::Permissions::from_mode(0o600)).unwrap();
     let text = fs::read_to_string(fixture).unwrap();
     let paths = requests(&text);
     let text = origins.put_into(&with_addresses(&lab, &text), &authorities);

@@ -155,6 +155,19 @@ const TESTED: &[(&str, &str)] = &[
     ("pools.*.timeouts.queue", "limits::a_queued_request_is_rejected_after_the_queue_timeout"),
     ("pools.*.timeouts.response", "proxying::the_status_is_504_when_a_backend_times_out"),
     ("pools.*.tls.ca", "proxying::a_certificate_of_an_unknown_authority_is_refused_unless_verify_is_off"),
+    (
+        "pools.*.tls.client_cert",
+        "client_certificates::requests_and_checks_present_the_certificate_of_the_pool",
+    ),
+    (
+        "pools.*.tls.client_cert",
+        "client_certificates::a_reload_reads_the_files_again_and_does_not_reuse_connections_with_the_old_certificate",
+    ),
+    (
+        "pools.*.tls.client_key",
+        "client_certificates::requests_and_checks_present_the_certificate_of_the_pool",
+    ),
+    ("pools.*.tls.client_key", "client_certificates::no_output_contains_the_private_key"),
     ("pools.*.tls.sni", "proxying::a_certificate_for_another_name_is_refused"),
     ("pools.*.tls.verify", "proxying::a_certificate_of_an_unknown_authority_is_refused_unless_verify_is_off"),
     ("routes.*.match.header", "routing::methods_and_headers_match"),

@@ -6,6 +6,7 @@
 
 mod access_log;
 mod balancing;
+mod client_certificates;
 mod clients;
 mod config;
 mod control;

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::{fs, io};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use rustls::ServerConfig;
 use rustls::crypto::ring;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
 
 /// An authority that signs certificates.
 pub struct Authority {
@@ -95,11 +98,26 @@ impl Certified {
 
     /// Returns the settings of a TLS server with this certificate.
     pub fn server(&self) -> Arc<ServerConfig> {
+        self.server_that_accepts(WebPkiClientVerifier::no_client_auth())
+    }
+
+    /// Returns the settings of a TLS server with this certificate that demands a certificate of `authority` from its
+    /// clients.
+    pub fn server_for_clients_of(&self, authority: &Authority) -> Arc<ServerConfig> {
+        let mut roots = RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(authority.pem.as_bytes()).expect("it is PEM");
+        roots.add(root).expect("the certificate of an authority is valid");
+        let provider = Arc::new(ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        self.server_that_accepts(verifier.expect("there is an authority"))
+    }
+
+    fn server_that_accepts(&self, clients: Arc<dyn ClientCertVerifier>) -> Arc<ServerConfig> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("the provider has the default versions")
-            .with_no_client_auth()
+            .with_client_cert_verifier(clients)
             .with_single_cert(vec![self.certificate.der().clone()], key)
             .expect("the key belongs to the certificate");
         Arc::new(config)

@@ -14,7 +14,9 @@ use super::backend::BackendConfig;
 use super::balancing::{HashOnConfig, PolicyName, StickyConfig};
 use super::resilience::{OutlierConfig, RetriesConfig};
 use super::scalars::{ServerName, UpgradeProtocol};
-use crate::pool::{HashOn, PANIC_THRESHOLD, PoolSettings, SessionKeys, Timeouts, UpstreamTls};
+use crate::pool::{
+    ClientCertificate, HashOn, PANIC_THRESHOLD, PoolSettings, SessionKeys, Timeouts, UpstreamTls,
+};
 
 /// Backends that serve the same requests, and the settings for them.
 //
@@ -87,6 +89,14 @@ pub struct TlsConfig {
     /// A PEM file with the authorities to trust instead of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<Text<ReadPath>>,
+    /// A PEM file with the certificate to present to backends that demand one, followed by those of its intermediate
+    /// authorities. It needs `client_key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_cert: Option<Text<ReadPath>>,
+    /// A PEM file with the private key of `client_cert`. Only its owner can have access to it; a file of root can be
+    /// readable for its group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<Text<ReadPath>>,
 }
 
 /// The timeouts for the backends of a pool.
@@ -132,6 +142,8 @@ pub struct LimitsConfig {
 pub struct PoolFiles {
     /// The certificates of `tls.ca`, DER encoded.
     pub ca: Vec<Vec<u8>>,
+    /// The certificate of `tls.client_cert` with the key of `tls.client_key`.
+    pub client: Option<ClientCertificate>,
     /// The keys of `sticky.key_file`.
     pub session_keys: Option<SessionKeys>,
 }
@@ -188,7 +200,7 @@ impl<Check: Default> PoolConfig<Check> {
 
     /// Returns the settings, with the contents of the files and the loopback address of the machine.
     pub fn plan(&self, name: &str, files: PoolFiles, loopback: IpAddr) -> PoolSettings {
-        let PoolFiles { ca, session_keys } = files;
+        let PoolFiles { ca, client, session_keys } = files;
         let backends = self.backends.iter().map(|backend| backend.plan(self.limits.each(), loopback));
         PoolSettings {
             name: Arc::from(name),
@@ -197,7 +209,7 @@ impl<Check: Default> PoolConfig<Check> {
             bounded_load: self.bounded_load.map(Percent::get),
             sticky: self.sticky.as_ref().map(|sticky| sticky.plan(session_keys)),
             backends: backends.collect(),
-            tls: self.tls.as_ref().map(|tls| tls.plan(ca)),
+            tls: self.tls.as_ref().map(|tls| tls.plan(ca, client)),
             host: self.host.as_ref().map(|host| host.get().0.clone()),
             upgrades: self
                 .upgrades
@@ -216,9 +228,9 @@ impl<Check: Default> PoolConfig<Check> {
 // === impl TlsConfig ===
 
 impl TlsConfig {
-    fn plan(&self, ca: Vec<Vec<u8>>) -> UpstreamTls {
+    fn plan(&self, ca: Vec<Vec<u8>>, client: Option<ClientCertificate>) -> UpstreamTls {
         let sni = self.sni.as_ref().map(|sni| sni.get().0.clone());
-        UpstreamTls { sni, verify: self.verify, ca }
+        UpstreamTls { sni, verify: self.verify, ca, client }
     }
 }
 

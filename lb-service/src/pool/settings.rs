@@ -8,6 +8,7 @@ use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
 use super::address::UpstreamAddress;
+use super::client_certificate::ClientCertificate;
 use super::session_keys::SessionKeys;
 use crate::policy::Algorithm;
 
@@ -197,6 +198,8 @@ pub struct UpstreamTls {
     pub verify: bool,
     /// The DER-encoded certificates that are trusted instead of the system's; empty means the system's.
     pub ca: Vec<Vec<u8>>,
+    /// The certificate for backends that demand one; `None` means that there is none.
+    pub client: Option<ClientCertificate>,
 }
 
 /// The time limits of the backends of a pool.

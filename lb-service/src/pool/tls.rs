@@ -6,11 +6,13 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::server::ParsedCertificate;
+use rustls::sign::SingleCertAndKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::address::UpstreamAddress;
+use super::crypto;
 use super::settings::UpstreamTls;
 
 /// Verifies certificates as the settings of a pool say.
@@ -34,19 +36,19 @@ enum Trust {
     },
 }
 
-/// Returns the cryptography of all TLS connections.
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
 /// Returns the settings for the connections to the backends of one pool.
 pub(super) fn client_config(tls: &UpstreamTls) -> Arc<ClientConfig> {
-    let provider = provider();
+    let provider = crypto::provider();
     let verifier = Verifier::new(tls, &provider);
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.expect("the provider has suites for TLS 1.2 and 1.3");
-    let mut config =
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth();
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match &tls.client {
+        Some(client) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(client.certified_key())))
+        }
+        None => builder.with_no_client_auth(),
+    };
     // Without a name in the settings, the address is the name, and rustls sends no address.
     config.enable_sni = tls.sni.is_some();
     Arc::new(config)

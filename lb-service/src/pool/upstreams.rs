@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     fn tls(verify: bool) -> UpstreamTls {
-        UpstreamTls { sni: Some("a.test".into()), verify, ca: Vec::new() }
+        UpstreamTls { sni: Some("a.test".into()), verify, ca: Vec::new(), client: None }
     }
 
     #[test]

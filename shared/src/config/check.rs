@@ -5,6 +5,7 @@
 
 mod authorities;
 mod balancing;
+mod client_certificates;
 mod loops;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -427,6 +428,7 @@ impl Checker<'_> {
             self.check_tls_name(name, pool, tls);
             self.check_tls_name_of_sockets(name, pool, tls);
             self.check_tls_authorities(name, tls);
+            self.check_client_certificate(name, tls);
         }
         self.check_session_keys(name, pool);
         self.check_check_times(name, &pool.health_check);

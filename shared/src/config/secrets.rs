@@ -1,4 +1,4 @@
-//! Files with secrets: their permissions, and the session keys that they contain.
+//! Files with secrets: their permissions, and the session keys or the private key that they contain.
 //!
 //! A file with a secret must belong to root or to the user that the daemon runs as, and only its owner can have access.
 //! A file of root can also be readable for its group. In Kubernetes, only root can own such files, so this is the only
@@ -24,24 +24,43 @@ pub(crate) struct SecretError {
 }
 
 const HOW_TO_CREATE: &str = "umask 077; openssl rand -hex 32 >";
+const WHAT_IS_A_KEY: &str = "name a PEM file that contains `BEGIN PRIVATE KEY`";
 const HOW_TO_MAKE_KEYS: &str = "write one key per line; `openssl rand -hex 32` makes one";
 
 /// Reads the session keys in the file at `path`, for a daemon that runs as the user with the ID `uid`.
 pub(crate) fn session_keys(path: &Path, files: &dyn Files, uid: u32) -> Result<SessionKeys, SecretError> {
+    let missing = format!("create it with `{HOW_TO_CREATE} {}`", path.display());
+    let text = secret(path, files, uid, missing, HOW_TO_MAKE_KEYS)?;
+    SessionKeys::parse(&text)
+        .map_err(|error| SecretError { why: error.to_string(), remedy: HOW_TO_MAKE_KEYS.to_owned() })
+}
+
+/// Reads the file with a private key at `path`, for a daemon that runs as the user with the ID `uid`.
+pub(crate) fn private_key(path: &Path, files: &dyn Files, uid: u32) -> Result<Vec<u8>, SecretError> {
+    secret(path, files, uid, WHAT_IS_A_KEY.to_owned(), WHAT_IS_A_KEY)
+}
+
+/// Reads a file that only the right users can read. The remedies are those for a missing and for a large file.
+fn secret(
+    path: &Path,
+    files: &dyn Files,
+    uid: u32,
+    missing: String,
+    too_large: &str,
+) -> Result<Vec<u8>, SecretError> {
     let unreadable = |error: io::Error| SecretError {
         why: reason(&error),
         remedy: match error.kind() {
-            io::ErrorKind::NotFound => format!("create it with `{HOW_TO_CREATE} {}`", path.display()),
-            io::ErrorKind::FileTooLarge => HOW_TO_MAKE_KEYS.to_owned(),
+            io::ErrorKind::NotFound => missing,
+            io::ErrorKind::FileTooLarge => too_large.to_owned(),
             _ => format!("let the {} read it, or name another file", user(uid)),
         },
     };
     let (protection, text) = files.read_secret(path).map_err(unreadable)?;
-    if let Some(rejection) = protection.rejection(path, uid) {
-        return Err(rejection);
+    match protection.rejection(path, uid) {
+        Some(rejection) => Err(rejection),
+        None => Ok(text),
     }
-    SessionKeys::parse(&text)
-        .map_err(|error| SecretError { why: error.to_string(), remedy: HOW_TO_MAKE_KEYS.to_owned() })
 }
 
 // === impl Protection ===

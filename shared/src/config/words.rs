@@ -117,6 +117,14 @@ const WORDS: &[(&str, Words)] = &[
                 &["ca_file", "ca_cert", "cacert", "ca_certificate", "trusted_ca", "root_ca", "cafile"],
                 "write `ca: /path/to/ca.pem`",
             ),
+            (
+                &["cert", "crt", "certificate", "cert_file", "client_certificate", "tls_client_auth"],
+                "write `client_cert: /path/to/client.pem`",
+            ),
+            (
+                &["key", "key_file", "private_key", "certificate_key", "client_private_key"],
+                "write `client_key: /path/to/client.key`",
+            ),
             (&["enabled", "enable"], "remove the key: every pool with `tls` uses TLS"),
         ],
     ),
@@ -236,7 +244,16 @@ const WORDS: &[(&str, Words)] = &[
             (&["type", "style"], "write `format: json`"),
         ],
     ),
-    ("control", &[(&["path", "address", "file", "sock"], "write `socket: /run/control.sock`")]),
+    (
+        "control",
+        &[
+            (&["path", "address", "file", "sock"], "write `socket: /run/control.sock`"),
+            (
+                &["mode", "permissions"],
+                "remove the key: only the user of the daemon can use the control socket",
+            ),
+        ],
+    ),
     (
         "shutdown",
         &[(&["timeout", "grace", "grace_period", "graceful", "graceful_timeout"], "write `drain: 25s`")],

@@ -32,14 +32,22 @@ pub(crate) fn context() -> Context<'static> {
     Context { variables: &|_| None, runtime: &RUNTIME, cpus: 2, daemon: false, loopback, files: &EveryFile }
 }
 
-/// A file system in which every directory is writable. Files with the ending `keys` contain keys, and all others the
-/// same certificate.
+/// A file system in which every directory is writable. Files with the ending `keys` contain keys, those with `key` the
+/// private key of `client.pem`, and all others the certificate of an authority.
 struct EveryFile;
+
+/// A certificate and its private key, as PEM.
+static CLIENT: LazyLock<(String, String)> = LazyLock::new(|| {
+    let pair = rcgen::generate_simple_self_signed(["client.example".to_owned()]).expect("a key can be made");
+    (pair.cert.pem(), pair.signing_key.serialize_pem())
+});
 
 impl Files for EveryFile {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         match path.extension() {
             Some(end) if end == "keys" => Ok("0123456789abcdef".repeat(4).into()),
+            Some(end) if end == "key" => Ok(CLIENT.1.clone().into()),
+            _ if path.ends_with("client.pem") => Ok(CLIENT.0.clone().into()),
             _ => fs::read(repository().join("tests/fixtures/config/authority.pem")),
         }
     }
