@@ -176,10 +176,13 @@ impl From<ConnectError> for CheckError {
 
 impl From<BError> for CheckError {
     fn from(error: BError) -> Self {
+        let cause = root_cause(&error);
         match error.etype() {
+            // With TLS 1.3, a backend rejects the certificate of a client after the handshake.
+            _ if cause.contains("fatal alert") => Self::Tls(tls::in_words(&cause)),
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Self::Closed,
             ErrorType::InvalidHTTPHeader | ErrorType::H1Error => Self::NotHttp,
-            _ => Self::Other(root_cause(&error)),
+            _ => Self::Other(cause),
         }
     }
 }
@@ -193,7 +196,23 @@ fn unknown_service(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use pingora::Error;
+
     use super::*;
+
+    #[test]
+    fn an_alert_after_the_handshake_is_a_failure_of_tls() {
+        let alert = |name| {
+            let alert = io::Error::new(io::ErrorKind::InvalidData, format!("received fatal alert: {name}"));
+            CheckError::from(Error::because(ErrorType::ReadError, "while reading", alert)).to_string()
+        };
+        assert!(alert("CertificateRequired").contains("the backend demands a client certificate"));
+        assert!(alert("UnknownCA").contains("does not trust the authority of the client certificate"));
+        let closed = Error::because(ErrorType::ReadError, "while reading", io::Error::other("reset"));
+        assert_eq!(CheckError::from(closed), CheckError::Closed);
+    }
 
     #[test]
     fn the_authority_is_the_configured_host_otherwise_the_server_name_otherwise_the_address() {

@@ -1,7 +1,7 @@
 //! Why a TLS handshake failed, in plain words. rustls writes most causes as the names of its enum variants.
 
 /// The causes of rustls that operators meet, by the beginning of the text, and what they mean.
-const CAUSES: [(&str, &str); 14] = [
+const CAUSES: [(&str, &str); 16] = [
     ("certificate expired", "the certificate has expired"),
     ("Expired", "the certificate has expired"),
     ("certificate not valid yet", "the certificate is not valid yet, or the clock of this machine is wrong"),
@@ -20,6 +20,11 @@ const CAUSES: [(&str, &str); 14] = [
     ("Revoked", "the certificate is revoked"),
     ("BadEncoding", "the certificate cannot be parsed"),
     ("received corrupt message of type InvalidContentType", "the backend does not respond with TLS"),
+    (
+        "received fatal alert: CertificateRequired",
+        "the backend demands a client certificate: set `client_cert` and `client_key` in `tls`",
+    ),
+    ("received fatal alert: UnknownCA", "the backend does not trust the authority of the client certificate"),
     ("tls handshake eof", "the backend closed the connection during the handshake"),
     ("peer doesn't support any known protocol", "the backend does not support the protocol of the check"),
 ];

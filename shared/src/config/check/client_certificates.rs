@@ -42,7 +42,9 @@ impl Checker<'_> {
                 self.findings.files.entry(pool.to_owned()).or_default().client = Some(client);
             }
             Err(problems) => {
-                problems.into_iter().for_each(|(name, problem)| self.report(&place(name), problem))
+                for (name, problem) in problems {
+                    self.report(&place(name), problem);
+                }
             }
         }
     }
