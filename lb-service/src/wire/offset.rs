@@ -90,7 +90,7 @@ fn bad_byte(line: &[u8]) -> Option<usize> {
 
 /// Returns the index of the last field with this name, which is the second one if it is repeated.
 fn of_known(head: &[u8], from: usize, known: Known) -> Option<usize> {
-    let fields = FieldLines::parse(Bytes::copy_from_slice(head), from).ok()?;
+    let fields = FieldLines::parse(Bytes::copy_from_slice(head), from.min(head.len())).ok()?;
     fields.position(known)
 }
 

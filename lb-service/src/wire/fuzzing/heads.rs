@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use http::Version;
 
-use super::super::rejection::BadResponse;
+use super::super::offset;
+use super::super::rejection::{BadResponse, Rejection};
 use super::super::request::RequestHead;
 use super::super::response::{self, ResponseHead};
 use super::super::scan::{Found, Limits, Scan, ScanError};
@@ -27,10 +28,14 @@ pub fn request_head(bytes: &[u8]) {
     let _ = RequestHead::parse(&Bytes::copy_from_slice(bytes), &LIMITS);
     for limits in [LIMITS, LOW] {
         let found = found(bytes, |scan, bytes| scan.request(bytes, &limits));
+        if let Err(error) = found {
+            check_place(bytes, Rejection::of_head(error));
+        }
         let Ok(Found::Head { start, end }) = found else { continue };
         let text = Bytes::copy_from_slice(&bytes[start..end]);
         assert!(text.len() <= limits.head, "the head is too large");
-        if let Ok(head) = RequestHead::parse(&text, &limits) {
+        let head = RequestHead::parse(&text, &limits).inspect_err(|reason| check_place(&text, *reason));
+        if let Ok(head) = head {
             assert!(start == 0 || &bytes[..start] == b"\r\n", "only an empty line precedes a request");
             assert!(head.fields().iter().len() <= limits.fields && head.target().len() <= limits.target);
             check_request(&text, &head);
@@ -71,6 +76,12 @@ fn found(
         let results = ends.iter().map(|end| search(&mut scan, &bytes[..*end]));
         { results }.find(|result| *result != Ok(Found::Incomplete)).unwrap_or(Ok(Found::Incomplete))
     })
+}
+
+/// Asserts that the place of a rejection lies within the head.
+fn check_place(bytes: &[u8], reason: Rejection) {
+    let place = offset(bytes, reason);
+    assert!(place.is_none_or(|place| place <= bytes.len()), "{reason:?} at {place:?}");
 }
 
 /// Compares a head with what the second reader makes of it.
