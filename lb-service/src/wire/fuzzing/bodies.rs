@@ -129,7 +129,7 @@ pub(super) fn write_piece(out: &mut Vec<u8>, writer: &mut BodyWriter, piece: &[u
     match writer.frame(size).expect("the body is not longer than announced") {
         Frame::Plain => out.extend_from_slice(piece),
         Frame::Chunk(head) => {
-            [head.as_bytes(), piece, CHUNK_END].iter().for_each(|part| out.extend_from_slice(part))
+            [head.as_bytes(), piece, CHUNK_END].iter().for_each(|part| out.extend_from_slice(part));
         }
     }
 }

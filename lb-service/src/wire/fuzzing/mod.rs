@@ -23,7 +23,7 @@ mod strict;
 pub use bodies::{chunked_body, trailers};
 pub use forwarding::{forwarded_request, forwarded_response};
 pub use heads::{request_head, response_head};
-pub use parts::{fields, target};
+pub use parts::{fields, request_target};
 
 #[cfg(test)]
 mod tests;

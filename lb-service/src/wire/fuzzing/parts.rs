@@ -22,7 +22,7 @@ const OPTIONS: [&[u8]; 3] = [b"close", b"keep-alive", b"upgrade"];
 /// # Panics
 ///
 /// Panics if another reader finds another path, query or host.
-pub fn target(bytes: &[u8]) {
+pub fn request_target(bytes: &[u8]) {
     for is_options in [false, true] {
         if let Ok(target) = Target::parse(bytes, is_options) {
             let text = str::from_utf8(bytes).expect("a target is ASCII");
