@@ -119,6 +119,20 @@ fn operators_change_backends_on_unix_sockets_and_a_reload_keeps_the_change() {
 }
 
 #[test]
+fn proxy_takes_a_unix_socket_as_a_backend() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let bridge = UnixBridge::start(&lab.path("app.sock"), origin.address);
+    let (listen, metrics) = (lab.listener.to_string(), lab.metrics.to_string());
+    let proxy = ["proxy", "--to", &bridge.address(), "--listen", &listen, "--metrics", &metrics];
+    let _daemon = lab.spawn(&proxy);
+    let response = wait::poll(LONG, || tests::get(lab.listener, "/").ok());
+    assert_eq!(response.expect("the daemon serves").origin(), "one");
+    let refused = lab.run(&["proxy", "--to", "unix:app.sock"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("must be absolute"), "{refused:?}");
+}
+
+#[test]
 fn sessions_and_hashes_stay_at_a_backend_on_a_unix_socket() {
     let lab = Lab::new();
     let origins = [Origin::start("one"), Origin::start("two")];
