@@ -15,17 +15,17 @@ use tests::{Behaviour, CannedResponse, Daemon, Lab, Origin};
 
 use crate::{pool, pool_of};
 
-const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+pub(crate) const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// A daemon with one origin that returns the head of the request.
-struct Echoing {
-    daemon: Daemon,
-    origin: Origin,
+pub(crate) struct Echoing {
+    pub(crate) daemon: Daemon,
+    pub(crate) origin: Origin,
     _lab: Lab,
 }
 
 impl Echoing {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (lab, origin) = (Lab::new(), Origin::start("one"));
         origin.behave(Behaviour::Echo);
         let daemon = lab.start(&pool(&[&origin], ""));
@@ -35,7 +35,7 @@ impl Echoing {
     /// Sends these bytes on a new connection. Returns the status and the body of the response, and whether it ends the
     /// connection.
     #[track_caller]
-    fn send(&self, bytes: &str) -> (u16, String, bool) {
+    pub(crate) fn send(&self, bytes: &str) -> (u16, String, bool) {
         let mut client = self.daemon.connect();
         client.send(bytes).unwrap();
         let response = client.response("GET").unwrap();
@@ -44,7 +44,7 @@ impl Echoing {
 
     /// Returns the head that the backend gets for this one.
     #[track_caller]
-    fn forwarded(&self, head: &str) -> String {
+    pub(crate) fn forwarded(&self, head: &str) -> String {
         let (status, text, _) = self.send(head);
         assert_eq!(status, 200, "{text}");
         text
@@ -52,7 +52,7 @@ impl Echoing {
 
     /// Asserts that these bytes get this status on a connection that ends.
     #[track_caller]
-    fn refuses(&self, bytes: &str, status: u16, reason: &str) {
+    pub(crate) fn refuses(&self, bytes: &str, status: u16, reason: &str) {
         assert_eq!((self.send(bytes).0, self.send(bytes).2), (status, true), "{bytes}");
         let label = format!("reason=\"{reason}\"");
         wait::until(LONG, "both are counted", || self.daemon.metric("lb_rejected_total", &[&label]) == 2.0);
@@ -60,7 +60,7 @@ impl Echoing {
 }
 
 /// Starts a backend whose connections this function serves, each with its index, and returns the address.
-fn backend(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> SocketAddr {
+pub(crate) fn backend(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, serve) = (listener.local_addr().unwrap(), Arc::new(serve));
     thread::spawn(move || {
@@ -73,7 +73,7 @@ fn backend(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> SocketAd
 }
 
 /// Reads the head of a request; `None` at the end of the connection.
-fn read_head(stream: &mut TcpStream) -> Option<String> {
+pub(crate) fn read_head(stream: &mut TcpStream) -> Option<String> {
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") {
         stream.read_exact(&mut byte).ok()?;
@@ -82,12 +82,12 @@ fn read_head(stream: &mut TcpStream) -> Option<String> {
     String::from_utf8(head).ok()
 }
 
-fn reset(stream: TcpStream) {
+pub(crate) fn reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(stream);
 }
 
-fn connect(daemon: &Daemon) -> TcpStream {
+pub(crate) fn connect(daemon: &Daemon) -> TcpStream {
     let stream = TcpStream::connect(daemon.listener).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     stream.set_write_timeout(Some(LONG)).unwrap();
@@ -206,7 +206,8 @@ fn max_forwards_of_options_is_decremented_and_ends_here_at_0() {
 
 // ===== upgrades =====
 
-const UPGRADE: &str = "Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n";
+pub(crate) const UPGRADE: &str =
+    "Host: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n";
 
 #[test]
 fn only_one_key_may_ask_for_a_websocket() {

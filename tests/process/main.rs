@@ -39,6 +39,7 @@ mod systemd;
 mod unix_backends;
 mod upgrade;
 mod warnings;
+mod wire;
 
 use std::net::SocketAddr;
 
