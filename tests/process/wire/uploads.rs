@@ -109,14 +109,14 @@ fn a_stream_of_events_goes_on_although_the_backend_does_not_read_the_request() {
             thread::sleep(Duration::from_millis(100));
         }
     });
-    let (_lab, daemon) = daemon_of(&[address], "timeouts: {response: 1s}");
+    let (_lab, daemon) = daemon_of(&[address], "timeouts: {response: 700ms}");
     let mut client = connect(&daemon);
     client.write_all(&head_bytes("POST", "/", &[], LARGE)).unwrap();
     let mut upload = client.try_clone().unwrap();
     let upload = thread::spawn(move || upload.write_all(&vec![b'x'; LARGE]));
     assert!(read_head(&mut client).unwrap().starts_with("HTTP/1.1 200"));
-    // These take 2.5 s.
-    let mut events = vec![0; 25 * "5\r\nevent\r\n".len()];
+    // These take 3 s.
+    let mut events = vec![0; 30 * "5\r\nevent\r\n".len()];
     client.read_exact(&mut events).unwrap();
     client.shutdown(Shutdown::Both).unwrap();
     assert!(upload.join().unwrap().is_err(), "the backend does not read");
@@ -275,12 +275,12 @@ fn everything_that_a_client_has_sent_arrives_over_tls_while_the_client_pauses() 
     let (piece, mut sent) = (vec![b'x'; 32 * KIB], 0);
     let (from, to) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
     loop {
-        let before = on_the_way(upstream, backend.address);
         client.write_all(&piece).unwrap();
         sent += piece.len();
         wait::until(LONG, "the daemon has read it", || on_the_way(from, to) == 0);
-        let grows = || on_the_way(upstream, backend.address) >= before + piece.len();
-        if wait::poll(Duration::from_millis(50), || grows().then_some(())).is_none() {
+        // The rest is in the memory of the daemon. Records of TLS are larger than what they carry.
+        let has_left = || on_the_way(upstream, backend.address) + 4 * KIB >= sent;
+        if wait::poll(Duration::from_millis(200), || has_left().then_some(())).is_none() {
             break;
         }
     }
