@@ -480,7 +480,7 @@ mod tests {
     #[test]
     fn a_bare_record_has_all_keys_in_json() {
         let value = json(&bare());
-        assert_eq!(value.as_object().unwrap().len(), 20);
+        assert_eq!(value.as_object().unwrap().len(), 21);
         assert_eq!(value["offset"], 17);
         assert_eq!(value["detail"], "a \"detail\"");
         for key in
