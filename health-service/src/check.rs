@@ -7,7 +7,6 @@
 mod grpc;
 mod http;
 mod tcp;
-mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,7 +167,7 @@ impl From<ConnectError> for CheckError {
             ConnectError::Refused => Self::Refused,
             ConnectError::NoRoute => Self::NoRoute,
             ConnectError::Shortage(shortage) => Self::Shortage(shortage),
-            ConnectError::Tls(cause) => Self::Tls(tls::in_words(&cause)),
+            ConnectError::Tls(cause) => Self::Tls(values::tls_reason(&cause)),
             ConnectError::Other(cause) => Self::Other(cause),
         }
     }
@@ -179,7 +178,7 @@ impl From<BError> for CheckError {
         let cause = root_cause(&error);
         match error.etype() {
             // With TLS 1.3, a backend rejects the certificate of a client after the handshake.
-            _ if cause.contains("fatal alert") => Self::Tls(tls::in_words(&cause)),
+            _ if cause.contains("fatal alert") => Self::Tls(values::tls_reason(&cause)),
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Self::Closed,
             ErrorType::InvalidHTTPHeader | ErrorType::H1Error => Self::NotHttp,
             _ => Self::Other(cause),

@@ -24,6 +24,8 @@ pub enum Failure {
     /// The last backend paused for too long in the middle of its response. This is no failure of the backend: what it
     /// sends may have its own pace.
     ResponseStalled,
+    /// The process has ended before the request.
+    Shutdown,
     /// An internal error.
     Internal,
 }
@@ -56,7 +58,8 @@ impl Failure {
         match self {
             Self::Rejected(Rejection::LastHop) => 200,
             Self::Rejected(Rejection::NoRoute) => 404,
-            Self::Rejected(Rejection::NoBackend | Rejection::QueueFull | Rejection::QueueTimeout) => 503,
+            Self::Rejected(Rejection::NoBackend | Rejection::QueueFull | Rejection::QueueTimeout)
+            | Self::Shutdown => 503,
             Self::Response(status) => status,
             Self::Rejected(Rejection::BodyTooLarge) => 413,
             Self::Upstream(UpstreamError::Timeout) | Self::ResponseStalled => 504,
@@ -76,7 +79,7 @@ impl Failure {
 
     /// Returns whether the failure ends a response that has begun, without a fault of the client.
     pub(crate) fn breaks_off(self) -> bool {
-        matches!(self, Self::Upstream(_) | Self::Internal)
+        matches!(self, Self::Upstream(_) | Self::Shutdown | Self::Internal)
     }
 
     /// Returns whether the client ended the request, which is a truncation if a part of the body is missing.
@@ -99,6 +102,7 @@ impl Failure {
             Self::ClientTimeout => "client_timeout",
             Self::BadRequest => "bad_request",
             Self::ResponseStalled => "response_stalled",
+            Self::Shutdown => "shutdown",
             Self::Internal => "internal",
         }
     }

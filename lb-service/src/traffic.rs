@@ -84,6 +84,8 @@ const IDLE_GRACE: Duration = Duration::from_millis(100);
 const CLOSED_GRACE: Duration = Duration::from_secs(5);
 /// The time without a failure to accept after which the next one begins another shortage.
 const SHORTAGE_END: Duration = Duration::from_secs(60);
+/// The longest time after which a changed limit of connections counts.
+const LIMIT_CHECK: Duration = Duration::from_secs(1);
 /// The shortest time between two lines of the log about rejected heads.
 const REJECTIONS_PAUSE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(10);
@@ -188,21 +190,22 @@ impl Acceptor {
 
     /// Counts a rejected head of a request. Returns the number of those that the log has not mentioned yet, if it is to
     /// mention them now.
-    pub(crate) fn rejected(&self, now: Instant) -> Option<u64> {
+    pub(crate) fn note_rejected(&self, now: Instant) -> Option<u64> {
         self.rejections.lock().add(now)
     }
 
-    /// Waits until the listener has fewer open connections than this. A lingering one makes room at once.
-    pub(crate) async fn room(&self, limit: NonZeroU32) {
+    /// Waits until the listener has fewer open connections than `limit` says, if it says anything: a reload can change
+    /// it. A lingering connection makes room at once.
+    pub(crate) async fn room(&self, limit: impl Fn() -> Option<NonZeroU32>) {
         loop {
             let left = self.left.notified();
-            if self.listener.connections_active.get() < limit.get().into() {
+            if limit().is_none_or(|limit| self.listener.connections_active.get() < limit.get().into()) {
                 return;
             }
             if self.lingering.get() > 0 {
                 self.room_needed.notify_one();
             }
-            left.await;
+            let _ = tokio::time::timeout(LIMIT_CHECK, left).await;
         }
     }
 

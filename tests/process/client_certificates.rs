@@ -146,6 +146,17 @@ fn a_changed_authority_ends_the_use_of_idle_connections() {
     );
 }
 
+/// With TLS 1.3, the backend ends the connection after the handshake.
+#[test]
+fn a_request_says_that_the_backend_demands_a_certificate() {
+    let pki = Pki::new();
+    let origin = pki.origin("one");
+    let daemon = pki.lab.start(&pool(&[&origin], &pki.tls("")));
+    assert_eq!(daemon.get("/").unwrap().status, 502);
+    daemon.logged(&["reason=\"tls\"", "detail=\"the backend demands a client certificate"]);
+    assert_eq!(origin.requests(), 0);
+}
+
 #[test]
 fn no_output_contains_the_private_key() {
     let pki = Pki::new();
@@ -183,7 +194,7 @@ fn the_private_key_is_readable_for_the_user_of_the_daemon_and_for_no_other() {
     let config = pki.lab.config(&body);
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let said = checked(&pki.lab, &config);
-    assert!(said.contains("LB072") && said.contains("mode 0644 lets other users"), "{said}");
+    assert!(said.contains("LB079") && said.contains("mode 0644 lets other users"), "{said}");
     if unless_root("only root can start a daemon that becomes another user") {
         return;
     }

@@ -26,9 +26,14 @@ pub(crate) struct Echoing {
 
 impl Echoing {
     pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Starts a daemon with these keys at the top level.
+    fn start_with(keys: &str) -> Self {
         let (lab, origin) = (Lab::new(), Origin::start("one"));
         origin.behave(Behaviour::Echo);
-        let daemon = lab.start(&pool(&[&origin], ""));
+        let daemon = lab.start(&format!("{keys}{}", pool(&[&origin], "")));
         Self { daemon, origin, _lab: lab }
     }
 
@@ -138,7 +143,7 @@ fn a_request_line_without_a_version_is_refused_at_once() {
 
 #[test]
 fn a_rejected_head_is_logged_with_its_place_and_the_daemon_counts_many_in_one_line() {
-    let lab = Echoing::start();
+    let lab = Echoing::start_with("log_level: debug\n");
     for _ in 0..20 {
         assert_eq!(lab.send("GET / HTTP/1.1\r\nHost : a\r\n\r\n").0, 400);
     }

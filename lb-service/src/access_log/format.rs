@@ -23,8 +23,8 @@ const MAX_PATH: usize = 2048;
 ///     ttfb=1.000ms tries=1 reused=yes in=0B listener=main tried=- passed_over=10.0.0.2:8080:down reason=-
 /// ```
 ///
-/// An absent value is `-`, except that `offset=` and `detail=` follow only if there is one. `"`, `\` and bytes other than
-/// printable ASCII are written as `\xHH`.
+/// An absent value is `-`, except that `offset=` and `detail=` follow only if there is one. `"`, `\` and bytes other
+/// than printable ASCII are written as `\xHH`.
 pub(crate) fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
     push_time(line, record.time);
     line.push(b' ');
@@ -82,8 +82,8 @@ pub(crate) fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
 ///
 /// Its keys are `time` (RFC 3339, UTC), `client`, `listener`, `method`, `host`, `path`, `protocol`, `status`,
 /// `bytes_in`, `bytes_out`, `duration_ms`, `pool`, `backend`, `ttfb_ms`, `tries`, `reused`, `tried`, `passed_over`,
-/// `reason`, `offset` and `detail`. All keys are always present, and an absent value is `null`. `tried` and `passed_over` are
-/// objects whose keys are backends. Bytes that are not UTF-8 become U+FFFD.
+/// `reason`, `offset` and `detail`. All keys are always present, and an absent value is `null`. `tried` and
+/// `passed_over` are objects whose keys are backends. Bytes that are not UTF-8 become U+FFFD.
 pub(crate) fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     line.extend_from_slice(b"{\"time\":\"");
     push_time(line, record.time);

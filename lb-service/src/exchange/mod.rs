@@ -57,8 +57,6 @@ pub(crate) struct Exchange {
     newer: Option<Arc<Pool>>,
     failure: Option<Failure>,
     explain_access: ExplainAccess,
-    /// Whether the whole request was passed on.
-    is_complete: bool,
     /// The message about the latest connection that could not be made.
     detail: Option<Box<str>>,
     /// Whether the head of a backend's response was passed on.
@@ -133,7 +131,6 @@ impl Exchange {
             pool: None,
             newer: None,
             failure: None,
-            is_complete: false,
             detail: None,
             is_passed_on: false,
             is_truncated: false,
@@ -279,7 +276,6 @@ impl Exchange {
     /// limit until the head of the response, if this attempt has one. `now` is only called for a request with a body,
     /// so the others do not read the clock.
     pub(crate) fn request_complete(&mut self, now: impl FnOnce() -> Instant) -> Option<Duration> {
-        self.is_complete = true;
         let attempt = self.dispatch.attempt.as_mut()?;
         if attempt.is_uploading() {
             attempt.sent(now());

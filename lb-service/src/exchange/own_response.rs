@@ -57,7 +57,11 @@ pub(crate) fn keeps_connection(failure: Failure) -> bool {
     match failure {
         Failure::Rejected(rejection) => !matches!(rejection, Rejection::Wire(_) | Rejection::BodyTooLarge),
         Failure::Upstream(_) | Failure::Response(_) | Failure::ResponseStalled => true,
-        Failure::ClientGone | Failure::ClientTimeout | Failure::BadRequest | Failure::Internal => false,
+        Failure::ClientGone
+        | Failure::ClientTimeout
+        | Failure::BadRequest
+        | Failure::Shutdown
+        | Failure::Internal => false,
     }
 }
 

@@ -147,9 +147,11 @@ async fn accept_one<'a>(
     turn: &'a Mutex<()>,
     acceptance: &Acceptance,
 ) -> io::Result<(Accepted, Option<MutexGuard<'a, ()>>)> {
-    let Some(limit) = acceptance.max_connections() else { return Ok((socket.accept().await?, None)) };
+    if acceptance.max_connections().is_none() {
+        return Ok((socket.accept().await?, None));
+    }
     let turn = turn.lock().await;
-    acceptance.acceptor.room(limit).await;
+    acceptance.acceptor.room(|| acceptance.max_connections()).await;
     Ok((socket.accept().await?, Some(turn)))
 }
 

@@ -38,7 +38,7 @@ pub(crate) enum Stream {
 /// The bytes that the system has taken in one write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
-    /// The bytes that need not be written again. With TLS there are none: what is sent then was taken before.
+    /// The bytes of the given slices. With TLS these are none, because only records are sent that rustls already holds.
     pub(crate) plain: usize,
     /// All bytes, which with TLS are those of records.
     pub(crate) total: usize,
@@ -86,8 +86,9 @@ impl Stream {
         matches!(self, Self::Tls(_))
     }
 
-    /// Returns whether the connection is broken. A peer that has only sent its last byte has not broken it.
-    pub(crate) fn is_broken(&self) -> bool {
+    /// Returns whether the system has recorded an error, such as a reset, and clears it. A peer that has only sent its
+    /// last byte has caused none, and neither has one that closes a Unix socket.
+    pub(crate) fn take_error(&self) -> bool {
         self.socket().with(|socket| socket.take_error()).is_ok_and(|error| error.is_some())
     }
 

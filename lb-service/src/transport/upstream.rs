@@ -78,6 +78,16 @@ pub(crate) struct ConnectError {
     pub(crate) reason: io::Error,
 }
 
+impl ConnectError {
+    /// Returns the reason for operators.
+    pub(crate) fn in_words(&self) -> String {
+        match self.kind {
+            FaultKind::Tls => values::tls_reason(&self.reason.to_string()),
+            _ => values::reason(&self.reason),
+        }
+    }
+}
+
 // === impl Connector ===
 
 impl Connector {
@@ -230,9 +240,7 @@ impl Upstream {
     pub(crate) fn is_clean(&self) -> bool {
         self.input.bytes().is_empty() && !self.input.has_ended() && self.output.is_empty()
     }
-}
 
-impl Upstream {
     /// Returns the new connection, unless the backend has already closed it or sent a byte: that would pass for the
     /// response to our request.
     fn untouched(mut self) -> Result<Self, ConnectError> {
@@ -242,7 +250,7 @@ impl Upstream {
             None if self.is_quiet() => return Ok(self),
             Some(false) | None => {}
         }
-        let reason = io::Error::other("it closed the connection or sent bytes before the request");
+        let reason = io::Error::other("the backend closed the connection or sent bytes before the request");
         Err(ConnectError { kind: FaultKind::Closed, reason })
     }
 }

@@ -138,8 +138,7 @@ impl RequestHead {
     /// A body in a request of HTTP/1.0 whose method has none is framed wrongly more often than not.
     fn check_body(&self) -> Result<(), Rejection> {
         let has_none = [Method::GET, Method::HEAD, Method::DELETE].contains(&self.method);
-        let is_empty = matches!(self.length, Length::None | Length::Known(0));
-        let is_odd = self.version == Version::HTTP_10 && has_none && !is_empty;
+        let is_odd = self.version == Version::HTTP_10 && has_none && self.has_body();
         if is_odd { Err(Rejection::UnexpectedBody) } else { Ok(()) }
     }
 

@@ -141,11 +141,11 @@ ids! {
     "064" Error SocketName "TLS to a backend on a Unix socket verifies its certificate, but `sni` is missing. Unlike an IP address, the path of a socket cannot be the name in a certificate.",
     "070" Error Directory "A file cannot be created or written: its directory is missing or not writable, or the file itself is not writable.",
     "071" Error PathTaken "Two parts of the configuration would use the same file.",
-    "072" Error ClientCertificate "The certificate for backends (`client_cert`) or its private key (`client_key`) is missing, cannot be read, is not PEM, or is accessible to other users, or the key belongs to another certificate.",
     "073" Error NoStandardOutput "The daemon runs in the background, so it has no standard output for the access log.",
     "074" Error Account "The user or the group does not exist on this machine.",
     "077" Error NotAllowed "The user that the daemon runs as (`user`, `group`) cannot access a file or directory that the daemon needs after the start.",
     "078" Warning Rotation "The user that the daemon runs as (`user`, `group`) cannot create files in the directory of a log, so the log cannot be reopened after a rotation has moved it.",
+    "079" Error ClientCertificate "The certificate for backends (`client_cert`) or its private key (`client_key`) is missing, cannot be read, is not PEM, or is accessible to other users, or the key belongs to another certificate.",
 }
 
 /// Returns the severity and the explanation of the kind with this ID, such as `LB012`. `None` means that there is no

@@ -6,8 +6,10 @@
 
 use std::mem::take;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use lb_service::service::ProxyService;
+use lb_service::traffic::Traffic;
 use metrics_service::Endpoints;
 use pingora::apps::http_app::HttpServer;
 use pingora::server::{RunArgs, Server};
@@ -44,6 +46,7 @@ struct End {
     outcome: Outcome,
     files: Files,
     logs: AccessLogs,
+    traffic: Arc<Traffic>,
     /// The connections that receive the outcome.
     farewells: Farewells,
 }
@@ -59,6 +62,9 @@ struct Order<'a> {
     takes_over: bool,
 }
 
+/// The longest time that the runtimes have to drop the requests that are cut off.
+const CUT: Duration = Duration::from_secs(1);
+
 // === impl Ordered ===
 
 impl Ordered {
@@ -68,7 +74,7 @@ impl Ordered {
         server.bootstrap();
         let before_checks = extra(&mut server, &services);
         let signals = signals(plan, &services, &held);
-        let end = End::new(&held, &signals);
+        let end = End::new(&held, &signals, services.core.traffic.clone());
         let control = control(plan, &services, &held, &signals, end.farewells.clone());
         let (sockets, takes_over) = (held.files.sockets.clone(), held.link.is_some());
         let order = Order { server: &mut server, signals: &signals, sockets, before_checks, takes_over };
@@ -87,11 +93,12 @@ impl Ordered {
 // === impl End ===
 
 impl End {
-    fn new(held: &Held, signals: &Signals) -> Self {
+    fn new(held: &Held, signals: &Signals, traffic: Arc<Traffic>) -> Self {
         Self {
             outcome: signals.outcome(),
             files: held.files.clone(),
             logs: held.logs.access.clone(),
+            traffic,
             farewells: Farewells::default(),
         }
     }
@@ -99,10 +106,19 @@ impl End {
     /// Releases the resources, and returns the exit code.
     fn release(self) -> u8 {
         self.files.release(&self.outcome);
+        await_cut_requests(&self.traffic);
         self.logs.end();
         // This must come last: all resources have been released, so a new process can start.
         self.farewells.say(&self.outcome);
         self.outcome.exit_code()
+    }
+}
+
+/// Waits until the requests that are cut off are logged. Their runtimes drop them while this runs.
+fn await_cut_requests(traffic: &Traffic) {
+    let end = Instant::now() + CUT;
+    while traffic.in_flight() > 0 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -24,6 +24,7 @@ mod status;
 #[cfg(test)]
 mod testing;
 mod text;
+mod tls_reason;
 
 pub use address::{BackendAddress, TcpAddress};
 pub use choice::did_you_mean;
@@ -37,3 +38,4 @@ pub use scalar::{Rejection, Scalar, TextScalar};
 pub use size::Size;
 pub use status::StatusRange;
 pub use text::{Name, Text};
+pub use tls_reason::tls_reason;

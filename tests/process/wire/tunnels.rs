@@ -181,6 +181,6 @@ fn a_tunnel_that_the_end_of_the_drain_cuts_is_logged() {
     let mut daemon = lab.start(&format!("shutdown: {{drain: 300ms}}\n{}", pool_of(&[address], "")));
     let client = open(&daemon, "/cut");
     daemon.stop();
-    daemon.logged(&["/cut", "101"]);
+    daemon.logged(&["/cut", "101", "reason=\"shutdown\""]);
     drop(client);
 }

@@ -84,11 +84,14 @@ impl Client {
     /// Is ready when the client has left. A client that is not read is looked at from time to time.
     fn poll_gone_or_broken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.poll_gone(cx).is_ready() || self.stream.is_broken() {
+            if self.poll_gone(cx).is_ready() {
                 return Poll::Ready(());
             }
             if !self.is_unwatched() {
                 return Poll::Pending;
+            }
+            if self.stream.take_error() {
+                return Poll::Ready(());
             }
             self.timer.set(Some(LOOK));
             ready!(self.timer.poll_expired(cx));

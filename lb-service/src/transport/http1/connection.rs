@@ -211,10 +211,10 @@ async fn reject(
 
 /// Logs that heads were rejected, once a second at most: a client decides how many there are.
 fn say_rejected(acceptor: &Acceptor, reason: Rejection) {
-    if let Some(count) = acceptor.rejected(Instant::now()) {
+    if let Some(count) = acceptor.note_rejected(Instant::now()) {
         let (name, heads) =
             (&acceptor.listener.name, if count == 1 { "request head" } else { "request heads" });
-        log::info!("listener {name}: rejected {count} {heads}, the latest for `{}`", reason.as_str());
+        log::debug!("listener {name}: rejected {count} {heads}, the latest for `{}`", reason.as_str());
     }
 }
 

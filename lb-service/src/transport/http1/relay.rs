@@ -4,6 +4,7 @@
 //! interrupted at any time. Both directions flow at the same time, because a backend may respond before the request
 //! has ended.
 
+use std::io;
 use std::num::NonZeroUsize;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -53,6 +54,9 @@ pub(super) struct Relay<'a> {
     respond_by: Option<Instant>,
     /// The next look at connections on which no event may happen.
     look_at: Instant,
+    /// The message of TLS about a connection that it ended after the handshake, for example because the backend demands
+    /// a certificate.
+    pub(super) tls_error: Option<String>,
 }
 
 /// The request on its way to the backend.
@@ -96,7 +100,7 @@ pub(super) struct Download {
     taken: u64,
     direction: Direction,
     /// The bytes of the body that were queued for the client.
-    pub(super) bytes: u64,
+    bytes: u64,
 }
 
 /// What happened while the relay waited for the head of the response.
@@ -111,6 +115,14 @@ pub(super) enum Event {
 /// The time for which a response is awaited after the backend has stopped to take the request. Servers that reject a
 /// body respond and close.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+// === impl Limits ===
+
+impl Limits {
+    fn pause_between_looks(&self) -> Duration {
+        LOOK.min(self.client).min(self.backend)
+    }
+}
 
 // === impl Relay ===
 
@@ -137,7 +149,19 @@ impl<'a> Relay<'a> {
             direction,
         };
         let (scan, response_read, respond_by) = (Scan::default(), false, None);
-        Self { client, upstream, body, limits, upload, scan, response_read, respond_by, look_at: now + LOOK }
+        let look_at = now + limits.pause_between_looks();
+        Self {
+            client,
+            upstream,
+            body,
+            limits,
+            upload,
+            scan,
+            response_read,
+            respond_by,
+            look_at,
+            tls_error: None,
+        }
     }
 
     /// Sends the request, and waits for the next head of the response.
@@ -159,7 +183,7 @@ impl<'a> Relay<'a> {
         self.limits.holds_body = false;
     }
 
-    /// Returns whether a byte of the response has arrived, and the fault that a bad response is.
+    /// Returns the fault of a backend whose response does not follow the grammar.
     pub(super) fn bad_response(&self) -> Fault {
         self.backend_fault(FaultKind::Protocol)
     }
@@ -190,12 +214,8 @@ impl<'a> Relay<'a> {
     fn poll_deadline(&mut self, mut download: Option<&mut Download>, cx: &mut Context<'_>) -> Poll<Fault> {
         let now = Instant::now();
         let is_stuck = self.is_stuck();
-        if is_stuck && now >= self.look_at {
-            self.look_at = now + LOOK.min(self.limits.client).min(self.limits.backend);
-            if self.client.is_unwatched() && self.client.stream.is_broken() {
-                return Poll::Ready(fault(FaultKind::Closed));
-            }
-            self.nudge(download.as_deref_mut());
+        if is_stuck && now >= self.look_at && self.look(download.as_deref_mut(), now, cx) {
+            return Poll::Ready(fault(FaultKind::Closed));
         }
         let deadline = self.deadline(download, now);
         let look_at = is_stuck.then_some(self.look_at);
@@ -221,22 +241,33 @@ impl<'a> Relay<'a> {
         self.client.is_unwatched() || !self.client.output.is_empty() || is_unsent
     }
 
-    /// Writes what the peers take now, although no event has reported room.
-    fn nudge(&mut self, download: Option<&mut Download>) {
+    /// Writes what the peers take now, although no event has reported room. Returns whether the client has left.
+    fn look(&mut self, download: Option<&mut Download>, now: Instant, cx: &Context<'_>) -> bool {
+        self.look_at = now + self.limits.pause_between_looks();
+        if self.client.is_unwatched() && self.client.stream.take_error() {
+            return true;
+        }
         let to_client = self.client.output.write_now(&mut self.client.stream);
+        let to_backend = self.upstream.output.write_now(&mut self.upstream.stream);
         if let Some(download) = download.filter(|_| to_client > 0) {
             download.took(to_client);
         }
-        if self.upstream.output.write_now(&mut self.upstream.stream) > 0 {
-            self.upload.writes += 1;
+        self.upload.writes += u64::from(to_backend > 0);
+        if to_client + to_backend > 0 {
+            // The next step may depend on what was written.
+            cx.waker().wake_by_ref();
         }
+        false
     }
 
     /// Returns the earliest time at which a side takes too long, and the fault that it then is.
     fn deadline(&mut self, download: Option<&mut Download>, now: Instant) -> Option<(Instant, Fault)> {
         let is_stream = download.is_some();
         let progress = self.body.read + self.upload.writes;
-        self.upload.direction.update(self.upload_wait(is_stream), progress, self.body.read, now);
+        // A response that has arrived is not given up for the rest of a request.
+        let is_over = download.as_ref().is_some_and(|download| download.is_done);
+        let wait = self.upload_wait(is_stream).filter(|_| !is_over);
+        self.upload.direction.update(wait, progress, self.body.read, now);
         let upload =
             self.upload.direction.deadline().map(|(at, side)| (at, self.upload_fault(side, is_stream)));
         let response = match download {
@@ -394,6 +425,16 @@ impl<'a> Relay<'a> {
         self.upload.writes == 0 && !self.upstream.stream.is_tls()
     }
 
+    /// Returns the fault of a connection to the backend that broke before the head of the response.
+    fn broken(&mut self, error: &io::Error) -> Fault {
+        // rustls reports alerts and violations of its protocol so.
+        if !self.upstream.stream.is_tls() || error.kind() != io::ErrorKind::InvalidData {
+            return self.backend_fault(FaultKind::Closed);
+        }
+        self.tls_error = Some(values::tls_reason(&error.to_string()));
+        self.backend_fault(FaultKind::Tls)
+    }
+
     fn backend_fault(&self, kind: FaultKind) -> Fault {
         let (response_read, nothing_sent) = (self.response_read, self.nothing_sent());
         Fault { response_read, nothing_sent, ..Fault::of_backend(kind) }
@@ -410,11 +451,11 @@ impl<'a> Relay<'a> {
                     return Poll::Ready(head.map_err(|_| self.backend_fault(FaultKind::Protocol)));
                 }
                 Found::Incomplete => {
-                    let filled = ready!(self.upstream.input.poll_fill(&mut self.upstream.stream, cx));
-                    if !filled.unwrap_or(false) {
-                        return Poll::Ready(Err(self.backend_fault(FaultKind::Closed)));
+                    match ready!(self.upstream.input.poll_fill(&mut self.upstream.stream, cx)) {
+                        Ok(true) => self.response_read = true,
+                        Ok(false) => return Poll::Ready(Err(self.backend_fault(FaultKind::Closed))),
+                        Err(error) => return Poll::Ready(Err(self.broken(&error))),
                     }
-                    self.response_read = true;
                 }
             }
         }
@@ -425,8 +466,14 @@ impl<'a> Relay<'a> {
     /// # Errors
     ///
     /// If one of the two sides fails.
-    pub(super) async fn bodies(&mut self, download: &mut Download) -> Result<(), Fault> {
-        std::future::poll_fn(|cx| self.poll_bodies(download, cx)).await
+    /// `sent` is the number of bytes of the body that were queued for the client, also if the future is dropped.
+    pub(super) async fn bodies(&mut self, download: &mut Download, sent: &mut u64) -> Result<(), Fault> {
+        std::future::poll_fn(|cx| {
+            let result = self.poll_bodies(download, cx);
+            *sent = download.bytes;
+            result
+        })
+        .await
     }
 
     fn poll_bodies(&mut self, download: &mut Download, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {

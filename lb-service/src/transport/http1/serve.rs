@@ -16,7 +16,7 @@ use super::story::{Decision, Next, Passing, Story, Surroundings};
 use super::tunnel::{self, Carried};
 use crate::exchange::{Exchange, Fault, FaultKind, OwnResponse, Side, keeps_connection};
 use crate::failure::{Failure, Rejection};
-use crate::pool::{Admission, Backend, Head, Poison, Target};
+use crate::pool::{Admission, Backend, Head, Target};
 use crate::wire::body::{BodyWriter, Frame};
 use crate::wire::connection::Named;
 use crate::wire::framing::Length;
@@ -29,6 +29,8 @@ struct Serving<'a> {
     client: &'a mut Client,
     body: RequestBody,
     story: Story,
+    /// Whether the request has come to its end. The process can end before that, and drops the request then.
+    has_ended: bool,
 }
 
 /// The result of an attempt.
@@ -47,16 +49,21 @@ pub(super) async fn serve(
     exchange: Exchange,
 ) -> Next {
     let body = RequestBody::new(head.length(), around.limits.body.map(NonZeroU64::get));
-    let mut serving = Serving { around, client, body, story: Story::new(head, exchange) };
-    match serving.attempts().await {
+    let mut serving = Serving { around, client, body, story: Story::new(head, exchange), has_ended: false };
+    let next = match serving.attempts().await {
         Ok(next) => next,
         Err(failure) => serving.respond_ourselves(failure).await,
-    }
+    };
+    serving.has_ended = true;
+    next
 }
 
-/// The end of the process can cut a request off at any point, and that counts, too.
+/// A request that the end of the process cuts off is counted and logged, too.
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
+        if !self.has_ended {
+            let _ = self.story.exchange.fail(Failure::Shutdown);
+        }
         self.story.finish(&self.body);
     }
 }
@@ -127,7 +134,7 @@ impl Serving<'_> {
             }
             Err(error) => {
                 log::debug!("cannot connect to {}: {}", backend.label, error.reason);
-                self.story.exchange.cannot_connect(values::reason(&error.reason));
+                self.story.exchange.cannot_connect(error.in_words());
                 self.story.fault(Fault::before_request(error.kind), &self.body).map(|()| None)
             }
         }
@@ -149,18 +156,21 @@ impl Serving<'_> {
                 Ok(Decision::More) => {}
                 Ok(decision) => break decision,
                 Err(fault) => {
+                    if let Some(message) = relay.tls_error.take() {
+                        self.story.exchange.cannot_connect(message);
+                    }
                     return self.story.fault(fault, &self.body).map(|()| (Outcome::Retry, false));
                 }
             }
         };
         match decision {
             Decision::PassOn(mut passing) => {
-                let result = relay.bodies(&mut passing.download).await;
-                if result.is_ok() && !relay.upstream.input.bytes().is_empty() {
-                    backend.history.poison(Poison::LateBytes);
+                let result = relay.bodies(&mut passing.download, &mut self.story.response_bytes).await;
+                let is_sent = relay.is_sent();
+                if result.is_ok() {
+                    passing.count_poison(backend, upstream);
                 }
-                let is_kept =
-                    result.is_ok() && passing.keeps_upstream && relay.is_sent() && upstream.is_clean();
+                let is_kept = result.is_ok() && passing.keeps_upstream && is_sent && upstream.is_clean();
                 Ok((Outcome::Done(self.end(passing, result).await), is_kept))
             }
             Decision::Switch => {
@@ -173,7 +183,6 @@ impl Serving<'_> {
 
     /// Ends a response, of which the client has everything or a part.
     async fn end(&mut self, passing: Passing, result: Result<(), Fault>) -> Next {
-        self.story.response_bytes = passing.download.bytes;
         if passing.download.is_done() {
             self.story.exchange.response_complete();
         }
@@ -204,11 +213,9 @@ impl Serving<'_> {
     }
 
     async fn tunnel(&mut self, upstream: &mut Upstream, quiet: Option<Duration>) -> Next {
-        let mut carried = Carried::default();
-        let result = tunnel::run(self.client, upstream, quiet, &mut carried).await;
-        self.story.response_bytes = carried.to_client;
-        self.story.tunnel_bytes = carried.to_backend;
-        match result {
+        let carried =
+            Carried { to_backend: &mut self.story.tunnel_bytes, to_client: &mut self.story.response_bytes };
+        match tunnel::run(self.client, upstream, quiet, carried).await {
             Err(error) if error.kind() != io::ErrorKind::TimedOut => {
                 log::debug!("a tunnel broke: {error}");
                 // Neither side takes it for an end.

@@ -21,7 +21,6 @@ use crate::wire::body::BodyReader;
 use crate::wire::chunked::Sender;
 use crate::wire::connection::Named;
 use crate::wire::delivery::Delivery;
-use crate::wire::framing::Length;
 use crate::wire::request::RequestHead;
 use crate::wire::response::{Informational, ResponseHead};
 use crate::wire::write::{self, Framing, Outgoing, Persistence};
@@ -91,6 +90,8 @@ pub(super) struct Passing {
     pub(super) next: Next,
     /// Whether the client cannot tell the end of the response from a broken connection.
     pub(super) is_undelimited: bool,
+    /// Whether the head of the response has both a length and a transfer coding.
+    is_ambiguous: bool,
     /// Whether the backend's connection can carry another request after the response.
     pub(super) keeps_upstream: bool,
 }
@@ -141,7 +142,7 @@ impl Story {
         self.exchange.edit_request(&self.head, &mut fields);
         let upgrade = self.upgrade();
         write::request(upstream.output.text(), &self.head, &fields, upgrade.as_ref());
-        if self.head.length() != Length::None {
+        if self.head.has_body() {
             self.exchange.body_follows();
         }
     }
@@ -234,9 +235,6 @@ impl Story {
     ) -> Result<Decision, Fault> {
         let framing = response.framing(*self.head.method() == Method::HEAD);
         let framing = framing.map_err(|_| relay.bad_response())?;
-        if framing.is_ambiguous {
-            backend.history.poison(Poison::AmbiguousLength);
-        }
         let mut fields = Outgoing::response(response);
         let progress = self.progress(relay.body);
         let decision = self.exchange.respond(&self.head, response.status(), &mut fields, progress, now());
@@ -256,6 +254,7 @@ impl Story {
             download: Download::new(reader, delivery.writer, named, body_pause(response, backend.target())),
             next: if keeps { Next::Keep } else { Next::Close },
             is_undelimited: delivery.is_undelimited(),
+            is_ambiguous: framing.is_ambiguous,
             keeps_upstream: relay.is_sent() && response.is_reusable(framing),
         }))
     }
@@ -284,6 +283,19 @@ impl Story {
             response_bytes: self.response_bytes,
         };
         self.exchange.finish(&self.head, end);
+    }
+}
+
+// === impl Passing ===
+
+impl Passing {
+    /// Counts a connection to a backend that cannot be used again because of what the backend has sent.
+    pub(super) fn count_poison(&self, backend: &Backend, upstream: &Upstream) {
+        match () {
+            () if self.is_ambiguous => backend.history.poison(Poison::AmbiguousLength),
+            () if !upstream.input.bytes().is_empty() => backend.history.poison(Poison::LateBytes),
+            () => {}
+        }
     }
 }
 

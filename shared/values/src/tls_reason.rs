@@ -30,7 +30,7 @@ const CAUSES: [(&str, &str); 16] = [
 ];
 
 /// Returns a cause of rustls in plain words.
-pub(super) fn in_words(cause: &str) -> String {
+pub fn tls_reason(cause: &str) -> String {
     let (cause, _) = cause.split_once(" (os error").unwrap_or((cause, ""));
     let bare = cause.trim_start_matches("invalid peer certificate: ");
     let bare = bare.trim_start_matches("Other(OtherError(").trim_end_matches(')');
@@ -112,7 +112,7 @@ mod tests {
             ),
             ("Connection reset by peer (os error 104)", "connection reset by peer"),
         ] {
-            let said = in_words(cause);
+            let said = tls_reason(cause);
             assert!(said.contains(words), "{cause}: {said}");
             for syntax in ["Other(", "{ ", "(UNIX)", "DnsName"] {
                 assert!(!said.contains(syntax), "{said}");
