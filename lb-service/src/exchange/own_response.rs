@@ -73,6 +73,8 @@ fn page(status: StatusCode) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use http::header::SERVER;
+
     use super::*;
     use crate::pool::UpstreamError;
 
@@ -92,7 +94,9 @@ mod tests {
             (StatusCode::BAD_GATEWAY, &b"502 Bad Gateway\n"[..])
         );
         assert_eq!(field(&response, &CONTENT_LENGTH).unwrap(), "16");
-        assert_eq!(field(&response, &RETRY_AFTER), None);
+        assert_eq!(field(&response, &CACHE_CONTROL).unwrap(), "no-store");
+        assert_eq!(field(&response, &CONTENT_TYPE).unwrap(), "text/plain; charset=utf-8");
+        assert_eq!((field(&response, &SERVER), field(&response, &RETRY_AFTER)), (None, None));
         assert_eq!(field(&response, &DATE).unwrap(), "Thu, 01 Jan 1970 00:00:00 GMT");
     }
 

@@ -15,6 +15,7 @@ use crate::snapshot::SnapshotParts;
 use crate::traffic::Traffic;
 
 const CLIENT: [u8; 4] = [192, 0, 2, 7];
+const TRUSTED: [u8; 4] = [10, 0, 0, 9];
 const UNTOUCHED: Progress = Progress { replayable: true, response_begun: false };
 
 /// A bench whose requests for `/api` go to a pool of two backends.
@@ -46,9 +47,12 @@ impl Bench {
     }
 
     fn begin(&self, head: &Parts) -> Exchange {
-        let peer = Some(Peer::new(CLIENT.into()));
-        let origin =
-            Origin { snapshot: self.snapshot.clone(), listener: ListenerId(0), peer, scheme: Scheme::Http };
+        self.begin_from(CLIENT, Scheme::Http, head)
+    }
+
+    fn begin_from(&self, peer: [u8; 4], scheme: Scheme, head: &Parts) -> Exchange {
+        let peer = Some(Peer::new(peer.into()));
+        let origin = Origin { snapshot: self.snapshot.clone(), listener: ListenerId(0), peer, scheme };
         Exchange::begin(origin, head, self.now)
     }
 
@@ -385,18 +389,35 @@ fn an_options_request_loses_a_hop_and_ends_here_at_the_last_one() {
 #[test]
 fn a_target_with_https_needs_tls_or_a_trusted_peer() {
     let bench = Bench::new(|_| {});
-    let checked = |peer: [u8; 4], scheme, named| {
-        let peer = Some(Peer::new(peer.into()));
-        let snapshot = bench.snapshot.clone();
-        let origin = Origin { snapshot, listener: ListenerId(0), peer, scheme };
-        Exchange::begin(origin, &get(), bench.now).check(&get(), Some(named))
-    };
+    let checked = |peer, scheme, named| bench.begin_from(peer, scheme, &get()).check(&get(), Some(named));
     let mismatch = Failure::Rejected(Rejection::Wire(WireRejection::SchemeMismatch));
     assert_eq!(checked(CLIENT, Scheme::Http, wire::Scheme::Https), Err(mismatch));
     assert!(!keeps_connection(mismatch));
     assert_eq!(checked(CLIENT, Scheme::Https, wire::Scheme::Https), Ok(()));
     assert_eq!(checked(CLIENT, Scheme::Http, wire::Scheme::Http), Ok(()));
-    assert_eq!(checked([10, 0, 0, 9], Scheme::Http, wire::Scheme::Https), Ok(()));
+    assert_eq!(checked(TRUSTED, Scheme::Http, wire::Scheme::Https), Ok(()));
+}
+
+#[test]
+fn a_target_with_https_does_not_choose_the_scheme_that_backends_see() {
+    let bench = Bench::new(|_| {});
+    let head = head("GET", "https://example.com/api", &[]);
+    let mut exchange = bench.begin_from(TRUSTED, Scheme::Http, &head);
+    exchange.route(&head).unwrap();
+    assert_eq!(exchange.admit(&head, bench.at()), Admission::Placed);
+    let mut request = head.headers.clone();
+    exchange.edit_request(&head, &mut request);
+    assert_eq!(request["x-forwarded-proto"], "http");
+}
+
+#[test]
+fn a_chain_of_proxies_that_is_too_long_is_rejected_from_trusted_peers_only() {
+    let bench = Bench::new(|_| {});
+    let head = head("GET", "/api", &[("X-Forwarded-For", &["192.0.2.1"; 65].join(", "))]);
+    let checked = |peer| bench.begin_from(peer, Scheme::Http, &head).check(&head, None);
+    let too_many = Failure::Rejected(Rejection::Wire(WireRejection::TooManyForwarded));
+    assert_eq!((checked(TRUSTED), checked(CLIENT)), (Err(too_many), Ok(())));
+    assert_eq!(too_many.status(), 400);
 }
 
 #[test]

@@ -151,9 +151,24 @@ mod tests {
 
     #[test]
     fn a_request_cannot_drop_fields_that_backends_rely_on() {
-        for name in ["Host", "x-forwarded-for", "X-Forwarded-Anything", "Cookie", "VIA"] {
+        for name in [
+            "Host",
+            "Content-Length",
+            "Content-Type",
+            "Cookie",
+            "Authorization",
+            "Cache-Control",
+            "Forwarded",
+            "x-forwarded-for",
+            "X-Forwarded-Anything",
+            "X-Real-IP",
+            "X-Request-Id",
+            "VIA",
+            "Expect",
+        ] {
             assert_eq!(of(&format!("Connection: close, {name}\r\n")), Err(BadConnection), "{name}");
         }
+        assert!(of("Connection: transfer-encoding\r\n").is_ok(), "it has no effect");
     }
 
     #[test]

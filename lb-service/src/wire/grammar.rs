@@ -122,6 +122,22 @@ mod tests {
         }
     }
 
+    /// Asserts that exactly the letters, the digits and these bytes are in a class.
+    #[track_caller]
+    fn assert_class(is_of: impl Fn(u8) -> bool, others: &[u8]) {
+        for byte in 0..=u8::MAX {
+            let expected = byte.is_ascii_alphanumeric() || others.contains(&byte);
+            assert_eq!(is_of(byte), expected, "{:?}", char::from(byte));
+        }
+    }
+
+    #[test]
+    fn each_byte_is_in_the_classes_that_the_rfcs_say() {
+        assert_class(|byte| is_token(&[byte]), b"!#$%&'*+-.^_`|~");
+        assert_class(|byte| is_target(&[byte]), b"!\"$%&'()*+,-./:;<=>?@[\\]^_`{|}~");
+        assert_class(is_reg_name, b"-._~!$&'()*+;=");
+    }
+
     #[test]
     fn a_value_has_no_control_byte_except_a_tab() {
         assert!(is_value(b"a\tb \xc3\xa9~"));

@@ -369,6 +369,19 @@ mod tests {
     }
 
     #[test]
+    fn a_carriage_return_alone_ends_no_line() {
+        assert_eq!(line("GET /\r HTTP/1.1").map(drop), Err(Rejection::Target));
+        assert_eq!(parse("GET / HTTP/1.1\r\r\nHost: a\r\n\r\n").map(drop), Err(Rejection::Version));
+        assert_eq!(with_fields("A: b\rc\r\n").map(drop), Err(Rejection::Field));
+    }
+
+    #[test]
+    fn a_nominated_transfer_encoding_still_frames_the_body() {
+        let head = with_fields("Connection: transfer-encoding\r\nTransfer-Encoding: chunked\r\n");
+        assert_eq!(head.unwrap().length(), Length::Chunked);
+    }
+
+    #[test]
     fn a_method_is_an_upper_case_token_of_at_most_32_bytes() {
         assert!(line("M-SEARCH / HTTP/1.1").is_ok() && line("VERSION_2.0 / HTTP/1.1").is_ok());
         for method in ["Get", "G!T", "GE(T", ""] {
