@@ -59,8 +59,8 @@ fn a_body_that_was_not_read_is_no_request() {
     assert_eq!(origin.requests(), 0);
 }
 
-/// Sends a head and a first part of the body, waits until the backend has these bytes of it, and then sends the rest and
-/// the end. Returns what else the backend receives, and the status.
+/// Sends a head and a first part of the body, waits until the backend has these bytes of it, and then sends the rest
+/// and the end. Returns what else the backend receives, and the status.
 fn leaves_behind(head: &str, part: &str, bytes: &'static str, rest: &str) -> (String, u16) {
     let (sender, received) = mpsc::channel();
     let address = backend(move |_, mut stream| {
