@@ -353,10 +353,7 @@ fn a_certificate_of_an_unknown_authority_is_refused_unless_verify_is_off() {
     let daemon = lab.start(&pool(&[&origin], &tls));
     assert_eq!(daemon.get("/").unwrap().status, 502);
     assert_eq!(origin.requests(), 0);
-    daemon.logged(&[
-        "reason=\"tls\"",
-        "detail=\"the certificate is not signed by the trusted authority",
-    ]);
+    daemon.logged(&["reason=\"tls\"", "detail=\"the certificate is not signed by the trusted authority"]);
     drop(daemon);
 
     let daemon = lab.start(&pool(&[&origin], "tls: {sni: a.test, verify: false}"));
