@@ -44,22 +44,23 @@ impl Client {
 
     /// Is ready when the client has left. Bytes that arrive are kept.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.input.bytes().len() < READ_AHEAD {
-            match ready!(self.input.poll_fill(&mut self.stream, cx)) {
-                Ok(true) => {}
-                Ok(false) | Err(_) => return Poll::Ready(()),
-            }
-        }
-        Poll::Pending
+        self.poll_read_ahead(cx).map(drop)
     }
 
     /// Is ready when the connection is broken. A client that has sent its last byte may still read (RFC 9112, section
     /// 9.6).
     pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.input.bytes().len() < READ_AHEAD && !self.input.has_ended() {
-            match ready!(self.input.poll_fill(&mut self.stream, cx)) {
-                Ok(_) => {}
-                Err(_) => return Poll::Ready(()),
+        match ready!(self.poll_read_ahead(cx)) {
+            Ok(()) => Poll::Pending,
+            Err(_) => Poll::Ready(()),
+        }
+    }
+
+    /// Reads ahead. Is ready when the client has sent its last byte, or has broken the connection.
+    fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.input.bytes().len() < READ_AHEAD {
+            if !ready!(self.input.poll_fill(&mut self.stream, cx))? {
+                return Poll::Ready(Ok(()));
             }
         }
         Poll::Pending

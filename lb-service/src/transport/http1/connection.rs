@@ -77,29 +77,16 @@ async fn requests(
     connection: &Arc<Connection>,
     mut idle: Duration,
 ) -> Next {
-    let (mut seat, runtime) = (None, Handle::current().id());
+    let mut seat = None;
     for served in 1_u32.. {
         if !begins(acceptance, client, idle).await {
             return Next::Drop;
         }
         let _in_flight = connection.begin_request();
-        let begun = Instant::now();
         let Some(place) = acceptance.place(&mut seat) else { return Next::Drop };
-        let Listener { limits, timeouts, .. } = *place.listener();
+        let timeouts = place.listener().timeouts;
         (client.pause, idle) = (timeouts.body, timeouts.idle);
-        let head = match read_head(client, &limits.head, timeouts.head).await {
-            Ok(head) => head,
-            Err(bad) => return reject(&place, client, connection, bad, begun).await,
-        };
-        count_dropped(&head, &connection.acceptor.listener);
-        let (peer, scheme) = (connection.peer.clone(), Scheme::Http);
-        let origin = Origin { snapshot: place.snapshot, listener: place.listener, peer, scheme };
-        let exchange = Exchange::begin(origin, &head, begun);
-        let is_last = limits.requests.is_some_and(|limit| served >= limit.get());
-        let connector = &acceptance.connector;
-        let around = Surroundings { connection, connector, runtime, limits, timeouts, is_last };
-        // In a box, so that a waiting connection has no room for it.
-        match Box::pin(serve(around, client, head, exchange)).await {
+        match request(acceptance, client, connection, place, served).await {
             Next::Keep => client.release(),
             next => return next,
         }
@@ -109,6 +96,31 @@ async fn requests(
         }
     }
     Next::Close
+}
+
+/// Serves one request, the first bytes of which are there. The connection has `served` requests with it.
+async fn request(
+    acceptance: &Acceptance,
+    client: &mut Client,
+    connection: &Connection,
+    place: Place,
+    served: u32,
+) -> Next {
+    let begun = Instant::now();
+    let Listener { limits, timeouts, .. } = *place.listener();
+    let head = match read_head(client, &limits.head, timeouts.head).await {
+        Ok(head) => head,
+        Err(bad) => return reject(&place, client, connection, bad, begun).await,
+    };
+    count_dropped(&head, &connection.acceptor.listener);
+    let (peer, scheme) = (connection.peer.clone(), Scheme::Http);
+    let origin = Origin { snapshot: place.snapshot, listener: place.listener, peer, scheme };
+    let exchange = Exchange::begin(origin, &head, begun);
+    let is_last = limits.requests.is_some_and(|limit| served >= limit.get());
+    let (connector, runtime) = (&acceptance.connector, Handle::current().id());
+    let around = Surroundings { connection, connector, runtime, limits, timeouts, is_last };
+    // In a box, so that a waiting connection has no room for it.
+    Box::pin(serve(around, client, head, exchange)).await
 }
 
 /// Waits until a request begins. `false`: the client leaves, takes too long, or has to be sent away.
@@ -187,7 +199,9 @@ async fn reject(
     BadHead { failure, offset }: BadHead,
     begun: Instant,
 ) -> Next {
-    let next = match OwnResponse::to(failure, None, SystemTime::now) {
+    let own = OwnResponse::to(failure, None, SystemTime::now);
+    let bytes_out = own.as_ref().map_or(0, |own| own.body.len() as u64);
+    let next = match own {
         Some(own) => respond(client, own).await,
         None => Next::Drop,
     };
@@ -196,12 +210,15 @@ async fn reject(
         connection.acceptor.listener.reject(reason);
         say_rejected(&connection.acceptor, reason);
     }
-    snapshot.requests(place.listener, None).responses.increment(failure.status());
+    let requests = snapshot.requests(place.listener, None);
+    requests.responses.increment(failure.status());
+    requests.response_bytes.add(bytes_out);
     let duration = begun.elapsed();
     snapshot.access_log(place.listener).record(&Record {
         client: connection.peer.as_ref().map(|peer| peer.ip),
         status: Some(failure.status()),
         failure: Some(failure.as_str()),
+        bytes_out,
         offset,
         duration,
         ..Record::new(SystemTime::now() - duration, &connection.acceptor.listener.name)

@@ -151,20 +151,8 @@ impl Serving<'_> {
         let (limits, writer) = (self.limits(backend.target()), request_writer(self.story.head.length()));
         let named = Named::of(self.story.head.fields(), self.story.head.options());
         let mut relay = Relay::new(self.client, upstream, &mut self.body, writer, named, limits);
-        let decision = loop {
-            match self.story.next(&mut relay, backend, &self.around).await {
-                Ok(Decision::More) => {}
-                Ok(decision) => break decision,
-                Err(fault) => {
-                    if let Some(message) = relay.tls_error.take() {
-                        self.story.exchange.cannot_connect(message);
-                    }
-                    return self.story.fault(fault, &self.body).map(|()| (Outcome::Retry, false));
-                }
-            }
-        };
-        match decision {
-            Decision::PassOn(mut passing) => {
+        match self.story.decision(&mut relay, backend, &self.around).await {
+            Ok(Decision::PassOn(mut passing)) => {
                 let result = relay.bodies(&mut passing.download, &mut self.story.response_bytes).await;
                 let is_sent = relay.is_sent();
                 if result.is_ok() {
@@ -173,11 +161,17 @@ impl Serving<'_> {
                 let is_kept = result.is_ok() && passing.keeps_upstream && is_sent && upstream.is_clean();
                 Ok((Outcome::Done(self.end(passing, result).await), is_kept))
             }
-            Decision::Switch => {
+            Ok(Decision::Switch) => {
                 let quiet = backend.target().tunnel_timeout;
                 Ok((Outcome::Done(self.tunnel(upstream, quiet).await), false))
             }
-            Decision::Retry | Decision::More => Ok((Outcome::Retry, false)),
+            Ok(Decision::Retry) => Ok((Outcome::Retry, false)),
+            Err(fault) => {
+                if let Some(message) = relay.tls_error.take() {
+                    self.story.exchange.cannot_connect(message);
+                }
+                self.story.fault(fault, &self.body).map(|()| (Outcome::Retry, false))
+            }
         }
     }
 

@@ -73,8 +73,6 @@ pub(super) enum Next {
     reason = "one lives at a time, and a box would cost an allocation per response"
 )]
 pub(super) enum Decision {
-    /// Another head follows.
-    More,
     /// The response is replaced by a retry.
     Retry,
     /// The body is passed on.
@@ -167,30 +165,35 @@ impl Story {
         if is_retried { Ok(()) } else { Err(self.failure()) }
     }
 
-    /// Waits for the next head of the response, and decides about it.
-    pub(super) async fn next(
+    /// Waits for the head of the final response, and decides about it.
+    ///
+    /// # Errors
+    ///
+    /// If a side fails before that.
+    pub(super) async fn decision(
         &mut self,
         relay: &mut Relay<'_>,
         backend: &Backend,
         around: &Surroundings<'_>,
     ) -> Result<Decision, Fault> {
-        match relay.next_event().await? {
-            Event::RequestComplete => {
-                let limit = self.exchange.request_complete(Instant::now);
-                relay.await_response(limit.unwrap_or(backend.target().response_timeout));
-                Ok(Decision::More)
+        loop {
+            match relay.next_event().await? {
+                Event::RequestComplete => {
+                    let limit = self.exchange.request_complete(Instant::now);
+                    relay.await_response(limit.unwrap_or(backend.target().response_timeout));
+                }
+                Event::Head(response) if !is_final(response.status()) => {
+                    backend.history.informational.increment();
+                    self.inform(&response, relay)?;
+                }
+                Event::Head(response) if response.status() == 101 => return self.switch(&response, relay),
+                Event::Head(response) => return self.decide(&response, relay, backend, around),
             }
-            Event::Head(response) if !is_final(response.status()) => {
-                backend.history.informational.increment();
-                self.inform(&response, relay)
-            }
-            Event::Head(response) if response.status() == 101 => self.switch(&response, relay),
-            Event::Head(response) => self.decide(&response, relay, backend, around),
         }
     }
 
     /// Passes an informational response on, unless the client speaks HTTP/1.0 or no longer waits for it.
-    fn inform(&mut self, response: &ResponseHead, relay: &mut Relay<'_>) -> Result<Decision, Fault> {
+    fn inform(&mut self, response: &ResponseHead, relay: &mut Relay<'_>) -> Result<(), Fault> {
         self.informational.add(response).map_err(|_| relay.bad_response())?;
         if response.status() == 100 {
             relay.continued();
@@ -202,7 +205,7 @@ impl Story {
             write::response(out, status, reason, &fields, Framing::None, Persistence::Implied);
             self.has_begun = true;
         }
-        Ok(Decision::More)
+        Ok(())
     }
 
     /// Accepts the change to the protocol that the client has asked for, after the whole request was sent.
