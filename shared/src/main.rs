@@ -6,7 +6,7 @@ use shared::cli::Cli;
 use shared::process::limits;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     limits::refuse_huge_pages();
