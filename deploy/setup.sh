@@ -2,7 +2,7 @@
 # Installs the missing programs of the named groups from Debian's packages. Where that is not possible, prints in one
 # line what to install. Changes nothing and prompts for nothing if all programs are present.
 #
-#   deploy/setup.sh build           a C compiler and cmake, to build Pingora
+#   deploy/setup.sh build           a C compiler, cmake and make, to build Pingora and jemalloc
 #   deploy/setup.sh build test      also the programs that the tests run
 #   deploy/setup.sh build bench     also the programs that the benchmark compares with
 set -eu
@@ -20,7 +20,7 @@ command -v cargo >/dev/null 2>&1 || [ -x "$HOME/.cargo/bin/cargo" ] || {
 }
 for group in "$@"; do
     case "$group" in
-        build) need cc gcc; need cmake cmake ;;
+        build) need cc gcc; need cmake cmake; need make make ;;
         test)
             need curl curl; need nginx nginx-light; need wrk wrk
             need promtool prometheus; need prometheus prometheus; need openssl openssl; need ip iproute2

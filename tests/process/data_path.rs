@@ -1,7 +1,7 @@
 //! What clients and backends can observe of the data path, as raw bytes.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
@@ -483,21 +483,23 @@ fn both_connections_of_a_request_are_probed_when_they_are_silent() {
     let lab = Echoing::start();
     let mut client = lab.daemon.connect();
     client.get("/").unwrap();
-    let (listener, backend) = (lab.daemon.listener.port(), lab.origin.address.port());
-    let from = client.local_addr().port();
-    let timers = |local: Option<u16>, remote: u16| -> Vec<String> {
+    // The system has the addresses as hexadecimal numbers. Other tests use the same ports at other addresses.
+    let text = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(ip) => format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), address.port()),
+        IpAddr::V6(_) => unreachable!("the addresses are IPv4"),
+    };
+    let (listener, backend) = (text(lab.daemon.listener), text(lab.origin.address));
+    let from = text(client.local_addr());
+    let timers = |local: Option<&str>, remote: &str| -> Vec<String> {
         let table = fs::read_to_string("/proc/net/tcp").unwrap();
-        let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
         let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
-        let rows = rows.filter(|row| {
-            let is_local = local.is_none_or(|local| port(row[1]) == Some(local));
-            is_local && port(row[2]) == Some(remote) && row[3] == "01"
-        });
+        let rows = rows
+            .filter(|row| local.is_none_or(|local| row[1] == local) && row[2] == remote && row[3] == "01");
         rows.map(|row| row[5][..2].to_owned()).collect()
     };
     // 02 is the timer of keepalive.
     wait::until(LONG, "both have a timer", || {
-        timers(Some(listener), from) == ["02"] && timers(None, backend) == ["02"]
+        timers(Some(&listener), &from) == ["02"] && timers(None, &backend) == ["02"]
     });
 }
 
