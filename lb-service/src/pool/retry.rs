@@ -224,7 +224,7 @@ impl Pool {
     }
 
     /// Returns the time limit from the end of the request to the head of its response, for one attempt; `None` if there
-    /// is none. [`Backend::peer`] limits the time to connect.
+    /// is none. `timeouts.connect` limits the time to connect.
     pub fn per_try(&self) -> Option<Duration> {
         self.settings.retries.per_try
     }
