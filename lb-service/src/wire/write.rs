@@ -120,9 +120,9 @@ impl<'r> Fields for Outgoing<'r> {
 
 impl HeadEdit for Outgoing<'_> {
     fn contains(&self, name: &HeaderName) -> bool {
-        let is_passed =
-            || { self.passed() }.any(|field| field.name.eq_ignore_ascii_case(name.as_str().as_bytes()));
-        self.added.iter().any(|(added, _)| added == name) || is_passed()
+        let is_of_name = |field: &Field<'_>| field.name.eq_ignore_ascii_case(name.as_str().as_bytes());
+        self.added.iter().any(|(added, _)| added == name)
+            || self.received.iter().any(|field| is_of_name(&field) && self.passes(&field))
     }
 
     fn set(&mut self, name: HeaderName, value: HeaderValue) {
