@@ -15,15 +15,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scenarios import ALL_FEATURES, BACKENDS, LOGS, MANY, ONE_ROUTE, OURS, QUICK_START, ROUTES, Workload
+from scenarios import ALL_FEATURES, BACKENDS, BUFFERED_LOG, LOGS, MANY, ONE_ROUTE, OURS, QUICK_START, ROUTES, TUNED, Workload
 
 CONFIGS = Path(__file__).parent / "configs"
 START_SECONDS = 15.0
 STOP_SECONDS = 5.0
 # What the names of the entrants of another build of the daemon begin with.
 OTHER_BUILD = "other build: "
-# With many backends, a connection to each of them can stay open.
-MANY_IDLE = "4096"
 
 PLAIN_POOL = """
     backends: ["@ORIGIN@"]
@@ -118,7 +116,7 @@ def all_entrants(daemon: str, quickstart: str, other: str | None) -> list[Entran
 
 def builds(daemon: str, prefix: str) -> list[Entrant]:
     """The daemon in all its configurations."""
-    plain = {"ACCESS_LOG": '{format: "off"}', "POOL": PLAIN_POOL, "ROUTES": "", "IDLE": "128"}
+    plain = {"ACCESS_LOG": '{format: "off"}', "POOL": PLAIN_POOL, "ROUTES": ""}
     program = Program(program_at(daemon), f"no program at {daemon}", "load_balancer.yaml", ["-c", "@CONFIG@"], values=plain)
     variants = {
         OURS: {},
@@ -126,7 +124,7 @@ def builds(daemon: str, prefix: str) -> list[Entrant]:
         LOGS[0]: {"ACCESS_LOG": "{format: json, path: @DIR@/access.log}"},
         ONE_ROUTE: {"ROUTES": daemon_routes(range(MANY - 1, MANY))},
         ROUTES[0]: {"ROUTES": daemon_routes(range(MANY))},
-        BACKENDS[0]: {"POOL": many_backends(), "IDLE": MANY_IDLE},
+        BACKENDS[0]: {"POOL": many_backends()},
     }
     return [Entrant(prefix + name, program, values) for name, values in variants.items()]
 
@@ -144,7 +142,8 @@ def many_backends() -> str:
 
 def all_of_nginx() -> list[Entrant]:
     """nginx in all its configurations."""
-    plain = {"LOG": "access_log off;", "BACKENDS": "server @ORIGIN@;", "IDLE": "128", "SERVERS": NGINX_SERVER}
+    plain = {"LOG": "access_log off;", "BACKENDS": "server @ORIGIN@;", "BUFFERS": "",
+             "SERVERS": NGINX_SERVER}
     program = nginx("nginx.conf", ["-v"], plain)
     servers = (
         f"server {{ listen @LISTEN@; server_name host{n}.example; location /route{n} {{ proxy_pass http://web; }} }}\n"
@@ -154,9 +153,10 @@ def all_of_nginx() -> list[Entrant]:
     return [
         Entrant("nginx", program),
         Entrant(LOGS[1], program, {"LOG": NGINX_LOG, "BUFFER": ""}),
-        Entrant("nginx (buffered access log)", program, {"LOG": NGINX_LOG, "BUFFER": " buffer=64k flush=1s"}),
+        Entrant(BUFFERED_LOG, program, {"LOG": NGINX_LOG, "BUFFER": " buffer=64k flush=1s"}),
+        Entrant(TUNED[0], program, {"BUFFERS": "proxy_buffer_size 16k; proxy_buffers 16 16k;"}),
         Entrant(ROUTES[1], program, {"SERVERS": "".join(servers)}),
-        Entrant(BACKENDS[1], program, {"BACKENDS": backends, "IDLE": MANY_IDLE}),
+        Entrant(BACKENDS[1], program, {"BACKENDS": backends}),
     ]
 
 
@@ -175,6 +175,7 @@ def all_of_haproxy() -> list[Entrant]:
     return [
         Entrant("HAProxy", program),
         Entrant(LOGS[2], program, log),
+        Entrant(TUNED[1], program, {"LOG": "option splice-auto"}),
         Entrant(ROUTES[2], program, {"ROUTES": routes}, {"routes.map": route_map}),
         Entrant(BACKENDS[2], program, {"BACKENDS": "".join(servers)}),
     ]

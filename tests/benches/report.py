@@ -13,7 +13,7 @@ from pathlib import Path
 
 from measure import Sample
 from scenarios import (
-    GOALS, GOALS_OF_SCALE, IDLE_AIM_KIB, IDLE_REACH_KIB, OURS, PEERS, QUICK_START, SCENARIOS, Goal, Scenario,
+    GOALS, GOALS_OF_SCALE, IDLE_AIM_KIB, IDLE_REACH_KIB, IDLE_TITLE, OURS, PEERS, QUICK_START, SCENARIOS, Goal, Scenario,
 )
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -36,12 +36,15 @@ share the others. With two workers, a program has two CPUs, which it shares with
 - **Access logs** go to a file, and each program writes as it does by default. The daemon logs JSON in the background. nginx logs similar
   fields as JSON, with one `write` per request; the table also shows it with a buffer of 64 KiB. HAProxy has `option httplog` and logs to
   its standard output, which is a file.
-- **nginx** has `worker_processes` 1 or 2, without `reuseport`, which is its default, and does not buffer request bodies
-  (`proxy_request_buffering off`), because the others do not. **HAProxy** has `nbthread` 1 or 2 and `http-reuse always`.
+- **nginx** has `worker_processes` 1 or 2, without `reuseport`, as by default, and buffers request bodies in memory, because it would
+  write those of 64 KiB to files by default. **HAProxy** has `nbthread` 1 or 2 and `http-reuse always`.
+- **1 MiB**: the goal compares with the default buffers of nginx and HAProxy. The tables also show nginx with larger buffers, and HAProxy
+  with `splice-auto`.
+- **Uploads** are POST requests. The origin reads the whole body before it responds, and counts its bytes.
 - **1,000 routes** differ in host and path, and only the last one matches. nginx has a `server` with a `location` for each, HAProxy a map.
-- **1,000 backends** are addresses of the same origin, which take turns (round robin). 64 clients need 64 connections to one backend, but
-  1,000 to 1,000 backends. All programs may keep them open, and have no health checks. A part of the difference is that the system has to
-  handle more sockets, which is why the table also shows nginx and HAProxy with 1,000 backends.
+- **1,000 backends** are addresses of the same origin, which take turns (round robin). All programs can keep a connection to each of them,
+  and check none of them. The goal is for 1,000 clients, so that the number of connections is alike with one backend. With few clients,
+  requests to many backends use far more connections than requests to one, which costs the system, and thus every program, more.
 """
 
 LEGEND = """\
@@ -94,7 +97,7 @@ def report(titles: dict[str, str], absent: list[str], results: Results, run: Run
         if results.entrants(scenario):
             lines += ["", f"## {scenario.title}", "", *load_table(scenario, titles, results)]
     if results.idle_kib:
-        lines += ["", "## Memory", "", *memory_table(titles, results, run)]
+        lines += ["", f"## {IDLE_TITLE}", "", *memory_table(titles, results, run)]
     return "\n".join(lines)
 
 
@@ -125,7 +128,13 @@ def goal_row(goal: Goal, results: Results) -> list[str]:
         return [goal.title, microseconds(ours), NONE, NONE, *limits, NONE]
     errors = sum(results.errors(goal.scenario, name) for name in (goal.ours, best))
     met = f"no: {errors} errors" if errors else verdict(round(ours / cpu[best], 2), goal.reach, goal.aim)
-    return [goal.title, microseconds(ours), f"{microseconds(cpu[best])} ({best})", ratio(ours, cpu[best]), *limits, met]
+    against = f"{microseconds(cpu[best])} ({short(best)})"
+    return [goal.title, microseconds(ours), against, ratio(ours, cpu[best]), *limits, met]
+
+
+def short(name: str) -> str:
+    """The name of a program without its configuration, or a phrase for the daemon itself."""
+    return "itself with one" if name.startswith(OURS) else name.partition(" (")[0]
 
 
 def memory_row(results: Results) -> list[str]:

@@ -29,7 +29,7 @@ sys.dont_write_bytecode = True
 from entrants import OTHER_BUILD, Entrant, Place, Running, StartError, all_entrants, origin  # noqa: E402
 from measure import LoadError, idle_connection_kib, load, memory_kib  # noqa: E402
 from report import RESULTS, Results, Run, published, report  # noqa: E402
-from scenarios import IDLE, LARGE, MEDIUM, SCENARIOS, SMALL, WORKERS, Scenario, Workload  # noqa: E402
+from scenarios import IDLE, IDLE_TITLE, LARGE, MEDIUM, SCENARIOS, SMALL, WORKERS, Scenario, Workload  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="NAME",
                         help="only this entrant, or all configurations of this program; can be repeated")
     parser.add_argument("--scenario", action="append", metavar="TEXT",
-                        help="only scenarios with this text in their title, without the measurement of memory; can be repeated")
+                        help=f"only scenarios with this text in their title, or `{IDLE_TITLE}`; can be repeated")
     parser.add_argument("--workers", type=int, choices=sorted(WORKERS), help="only scenarios with this number of workers")
     parser.add_argument("--quick", action="store_true", help="a short run that checks the benchmark itself")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}, unless the run is partial or has problems")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.idle = 1, 1, min(options.idle, 500)
-    if options.scenario or options.workers == 2:
+    if not named(IDLE_TITLE, options) or options.workers == 2:
         options.idle = 0
     return options
 
@@ -108,10 +108,14 @@ def chosen_scenarios(entrants: list[Entrant], options: argparse.Namespace) -> li
     """The scenarios that the options name, without those in which no entrant takes part."""
     return [
         scenario for scenario in SCENARIOS
-        if not options.scenario or any(text.lower() in scenario.title.lower() for text in options.scenario)
+        if named(scenario.title, options)
         if options.workers in (None, scenario.workers)
         if any(takes_part(entrant, scenario.entrants) for entrant in entrants)
     ]
+
+
+def named(title: str, options: argparse.Namespace) -> bool:
+    return not options.scenario or any(text.lower() in title.lower() for text in options.scenario)
 
 
 def takes_part(entrant: Entrant, names: tuple[str, ...]) -> bool:
@@ -192,7 +196,7 @@ def take_turn(running: Running, scenario: Scenario, turn: int, options: argparse
     name = running.entrant.name
     cpus = cpus_of_load(scenario.workers)
     try:
-        sample = load(running, scenario.workload, options.connections, options.seconds, cpus)
+        sample = load(running, scenario.workload, scenario.connections or options.connections, options.seconds, cpus)
     except LoadError as error:
         return problem(results, f"{name}, {scenario.title}: {error}")
     finally:

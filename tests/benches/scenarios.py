@@ -15,6 +15,9 @@ QUICK_START = "bare quick start"
 LOGS = tuple(f"{name} (access log)" for name in (OURS, *PEERS))
 ROUTES = tuple(f"{name} (1,000 routes)" for name in (OURS, *PEERS))
 ONE_ROUTE = "load_balancer (1 route)"
+BUFFERED_LOG = "nginx (buffered access log)"
+# For large bodies. Both settings differ from the default.
+TUNED = ("nginx (16 buffers of 16 KiB)", "HAProxy (splice)")
 BACKENDS = tuple(f"{name} (1,000 backends)" for name in (OURS, *PEERS))
 
 
@@ -52,6 +55,8 @@ class Scenario:
     entrants: tuple[str, ...]
     # The entrants that the table compares each entrant with.
     baselines: tuple[str, ...] = PEERS
+    # The number of clients; 0 for the number that the options of the run give.
+    connections: int = 0
 
     @property
     def title(self) -> str:
@@ -64,24 +69,34 @@ MAIN = (OURS, *PEERS)
 
 SMALL_ONE = Scenario("36 bytes, keep-alive", SMALL, 1, ALL, (QUICK_START, *PEERS))
 SMALL_TWO = Scenario("36 bytes, keep-alive", SMALL, 2, ALL, (QUICK_START, *PEERS))
-LOGGED = Scenario("36 bytes, keep-alive, with an access log", SMALL, 1, (*LOGS, "nginx (buffered access log)"), LOGS[1:])
+LOGGED = Scenario(
+    "36 bytes, keep-alive, with an access log", SMALL, 1, (*LOGS, BUFFERED_LOG), LOGS[1:],
+)
 MEDIUM_ONE = Scenario("10 KiB, keep-alive", MEDIUM, 1, WITH_BARE, (QUICK_START, *PEERS))
 MEDIUM_TWO = Scenario("10 KiB, keep-alive", MEDIUM, 2, MAIN)
-LARGE_ONE = Scenario("1 MiB, keep-alive", LARGE, 1, MAIN)
-LARGE_TWO = Scenario("1 MiB, keep-alive", LARGE, 2, MAIN)
+LARGE_ONE = Scenario("1 MiB, keep-alive", LARGE, 1, (*MAIN, *TUNED))
+LARGE_TWO = Scenario("1 MiB, keep-alive", LARGE, 2, (*MAIN, *TUNED))
 UPLOAD_ONE = Scenario("uploads of 64 KiB, keep-alive", UPLOAD, 1, MAIN)
 UPLOAD_TWO = Scenario("uploads of 64 KiB, keep-alive", UPLOAD, 2, MAIN)
-CONNECTING = Scenario("36 bytes, a new connection for each request", NEW_CONNECTIONS, 1, WITH_BARE, (QUICK_START, *PEERS))
-MANY_ROUTES = Scenario("1,000 routes, 36 bytes, keep-alive", LAST_ROUTE, 1, (ONE_ROUTE, *ROUTES, *PEERS), (ONE_ROUTE, *PEERS))
-MANY_BACKENDS = Scenario("1,000 backends, 36 bytes, keep-alive", SMALL, 1, (*MAIN, *BACKENDS), MAIN)
+CONNECTING = Scenario(
+    "36 bytes, a new connection for each request", NEW_CONNECTIONS, 1, WITH_BARE, (QUICK_START, *PEERS),
+)
+MANY_ROUTES = Scenario(
+    "1,000 routes, 36 bytes, keep-alive", LAST_ROUTE, 1, (ONE_ROUTE, *ROUTES, *PEERS), (ONE_ROUTE, *PEERS),
+)
+MANY_BACKENDS = Scenario(
+    "1,000 backends, 1,000 clients, 36 bytes, keep-alive", SMALL, 1, (*MAIN, *BACKENDS), MAIN, connections=1000,
+)
+FEW_CLIENTS = Scenario("1,000 backends, few clients, 36 bytes, keep-alive", SMALL, 1, (*MAIN, *BACKENDS), MAIN)
 
 SCENARIOS = [
     SMALL_ONE, SMALL_TWO, LOGGED, MEDIUM_ONE, MEDIUM_TWO, LARGE_ONE, LARGE_TWO, UPLOAD_ONE, UPLOAD_TWO, CONNECTING,
-    MANY_ROUTES, MANY_BACKENDS,
+    MANY_ROUTES, MANY_BACKENDS, FEW_CLIENTS,
 ]
 
 # The entrants whose memory is measured with idle connections.
 IDLE = ALL
+IDLE_TITLE = "Memory"
 
 
 @dataclass(frozen=True)
