@@ -2,6 +2,8 @@
 //! and what every crate and module must have.
 
 mod comments;
+#[cfg(test)]
+mod figures;
 mod modules;
 
 use std::collections::{BTreeMap, BTreeSet};

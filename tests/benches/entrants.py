@@ -15,7 +15,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scenarios import ALL_FEATURES, BACKENDS, BUFFERED_LOG, LOGS, MANY, ONE_ROUTE, OURS, QUICK_START, ROUTES, TUNED, Workload
+from scenarios import (
+    ALL_FEATURES, BACKENDS, BUFFERED_LOG, LOGS, MANY, ONE_ROUTE, OURS, QUICK_START, ROUTES, TUNED, Workload,
+)
 
 CONFIGS = Path(__file__).parent / "configs"
 START_SECONDS = 15.0
@@ -117,7 +119,8 @@ def all_entrants(daemon: str, quickstart: str, other: str | None) -> list[Entran
 def builds(daemon: str, prefix: str) -> list[Entrant]:
     """The daemon in all its configurations."""
     plain = {"ACCESS_LOG": '{format: "off"}', "POOL": PLAIN_POOL, "ROUTES": ""}
-    program = Program(program_at(daemon), f"no program at {daemon}", "load_balancer.yaml", ["-c", "@CONFIG@"], values=plain)
+    arguments = ["-c", "@CONFIG@"]
+    program = Program(program_at(daemon), f"no program at {daemon}", "load_balancer.yaml", arguments, values=plain)
     variants = {
         OURS: {},
         ALL_FEATURES: {"POOL": FULL_POOL},
@@ -135,7 +138,7 @@ def daemon_routes(numbers: range) -> str:
 
 
 def many_backends() -> str:
-    """A pool without health checks: nginx and HAProxy have none here, and their cost does not depend on the requests."""
+    """A pool without health checks, whose cost depends on time instead of requests. nginx and HAProxy have none here."""
     backends = ", ".join(many_addresses("@ORIGIN_PORT@"))
     return f"    backends: [{backends}]\n    health_check: {{type: none}}\n"
 
@@ -161,7 +164,8 @@ def all_of_nginx() -> list[Entrant]:
 
 
 def nginx(template: str, version: list[str], values: dict[str, str]) -> Program:
-    return Program(on_path("nginx"), "no nginx on PATH", template, ["-e", "@DIR@/error.log", "-c", "@CONFIG@"], version, values)
+    arguments = ["-e", "@DIR@/error.log", "-c", "@CONFIG@"]
+    return Program(on_path("nginx"), "no nginx on PATH", template, arguments, version, values)
 
 
 def all_of_haproxy() -> list[Entrant]:
@@ -342,7 +346,7 @@ def free_port(ip: str) -> int:
     """A free port. No outgoing connection can take it, because these start from 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind((ip, 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def file_limit() -> int:

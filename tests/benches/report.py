@@ -13,7 +13,8 @@ from pathlib import Path
 
 from measure import Sample
 from scenarios import (
-    GOALS, GOALS_OF_SCALE, IDLE_AIM_KIB, IDLE_REACH_KIB, IDLE_TITLE, OURS, PEERS, QUICK_START, SCENARIOS, Goal, Scenario,
+    GOALS, GOALS_OF_SCALE, IDLE_AIM_KIB, IDLE_REACH_KIB, IDLE_TITLE, OURS, PEERS, QUICK_START, SCENARIOS, Goal,
+    Scenario,
 )
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -116,7 +117,8 @@ def goals_table(results: Results) -> list[str]:
         memory_row(results),
         *(goal_row(goal, results) for goal in GOALS_OF_SCALE),
     ]
-    return table(head, rows)
+    # A partial run leaves out what it did not measure.
+    return table(head, [row for row in rows if row[-1] != NONE])
 
 
 def goal_row(goal: Goal, results: Results) -> list[str]:
@@ -153,7 +155,7 @@ def memory_row(results: Results) -> list[str]:
 
 
 def verdict(value: float, reach: float, aim: float) -> str:
-    """The goal that the value meets. The value is rounded as it is shown, so that the table never contradicts itself."""
+    """The goal that the value meets. The value is rounded as in the table, which thus never contradicts itself."""
     return "aim" if value <= aim else "reach" if value <= reach else "**no**"
 
 
@@ -163,7 +165,8 @@ def verdict(value: float, reach: float, aim: float) -> str:
 def load_table(scenario: Scenario, titles: dict[str, str], results: Results) -> list[str]:
     measured = results.entrants(scenario)
     bases = [name for name in scenario.baselines if name in measured]
-    head = ["", "CPU per request", "from – to", *(f"vs {name}" for name in bases), "requests/s", "p50", "p99", "errors"]
+    versus = [f"vs {name}" for name in bases]
+    head = ["", "CPU per request", "from – to", *versus, "requests/s", "p50", "p99", "errors"]
     rows = [load_row(scenario, name, title, bases, results) for name, title in titles.items() if name in measured]
     return table(head, rows)
 
@@ -181,7 +184,8 @@ def load_row(scenario: Scenario, name: str, title: str, bases: list[str], result
 
 def memory_table(titles: dict[str, str], results: Results, run: Run) -> list[str]:
     bases = [name for name in (QUICK_START, *PEERS) if name in results.idle_kib]
-    head = ["one worker", "after the load", f"for each of {run.idle} idle connections", *(f"vs {name}" for name in bases)]
+    each_of = f"for each of {run.idle} idle connections"
+    head = ["one worker", "after the load", each_of, *(f"vs {name}" for name in bases)]
     rows = []
     for name, title in titles.items():
         memory, each = results.memory_kib.get(name), results.idle_kib.get(name)

@@ -88,9 +88,11 @@ def parse_arguments() -> argparse.Namespace:
                         help="only this entrant, or all configurations of this program; can be repeated")
     parser.add_argument("--scenario", action="append", metavar="TEXT",
                         help=f"only scenarios with this text in their title, or `{IDLE_TITLE}`; can be repeated")
-    parser.add_argument("--workers", type=int, choices=sorted(WORKERS), help="only scenarios with this number of workers")
+    parser.add_argument("--workers", type=int, choices=sorted(WORKERS),
+                        help="only scenarios with this number of workers")
     parser.add_argument("--quick", action="store_true", help="a short run that checks the benchmark itself")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}, unless the run is partial or has problems")
+    parser.add_argument("--write", action="store_true",
+                        help=f"write {RESULTS.name}, unless the run is partial or has problems")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.idle = 1, 1, min(options.idle, 500)
@@ -131,7 +133,8 @@ def raise_file_limit() -> None:
 # === measuring ===
 
 
-def measure(entrants: list[Entrant], scenarios: list[Scenario], directory: Path, options: argparse.Namespace) -> Results:
+def measure(entrants: list[Entrant], scenarios: list[Scenario], directory: Path,
+            options: argparse.Namespace) -> Results:
     """Measures load on programs that run side by side, then idle connections on one program after the other."""
     results = Results()
     with contextlib.ExitStack() as stack:
@@ -179,7 +182,8 @@ def start(entrant: Entrant, stage: Stage, number: int, workloads: list[Workload]
         return None
 
 
-def under_load(stages: dict[int, Stage], scenarios: list[Scenario], options: argparse.Namespace, results: Results) -> None:
+def under_load(stages: dict[int, Stage], scenarios: list[Scenario], options: argparse.Namespace,
+               results: Results) -> None:
     for turn in range(options.rounds):
         for scenario in scenarios:
             running = stages[scenario.workers].running.values()
