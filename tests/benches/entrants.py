@@ -255,8 +255,7 @@ class Running:
             (self.directory / program.template).write_text(fill((CONFIGS / program.template).read_text(), values))
         assert program.path, "an absent program cannot be started"
         words = [program.path, *(fill(word, values) for word in program.arguments)]
-        # An entrant that logs on its standard output appends, so that the file can be truncated.
-        with self.log.open("ab") as log:
+        with self.log.open("wb") as log:
             return subprocess.Popen(on_cpus(place.cpus, words), stdin=subprocess.DEVNULL, stdout=log,
                                     stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -301,7 +300,7 @@ class Running:
                 connection.close()
 
     def discard_logs(self) -> None:
-        """Truncates the logs, which would otherwise fill the disk during a run."""
+        """Truncates the logs, which would otherwise fill the disk. A program that does not append leaves a hole."""
         for log in self.directory.glob("*.log"):
             os.truncate(log, 0)
 

@@ -33,7 +33,7 @@ share the others. With two workers, a program has two CPUs, which it shares with
 - **CPU per request** is the user and system time of all processes of the program. It is the figure to compare: the other figures also
   depend on the load generator, which shares the machine.
 - **All features** are `least_request`, a session cookie, limits, retries, ejection (also of slow backends), slow start and HTTP health
-  checks. They are compared with nginx and HAProxy without such features.
+  checks. The clients do not return the cookie, so each response sets one. The goal compares with nginx and HAProxy without such features.
 - **Access logs** go to a file, and each program writes as it does by default. The daemon logs JSON in the background. nginx logs similar
   fields as JSON, with one `write` per request; the table also shows it with a buffer of 64 KiB. HAProxy has `option httplog` and logs to
   its standard output, which is a file.
