@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 pub use crate::counters::{CloseEnd, ListenerTraffic, PoolTraffic, ResponseCounts, TrafficCounters};
 use crate::forwarded::Peer;
@@ -42,7 +43,10 @@ pub struct Acceptor {
     closing: AtomicBool,
     /// The time that idle connections stay open after the socket is closed, in milliseconds.
     grace: AtomicU64,
-    settled: watch::Sender<bool>,
+    /// Whether idle connections are to be closed.
+    settled: AtomicBool,
+    /// Notified when `settled` turns true.
+    settling: Notify,
     /// The snapshot for requests that arrive after the listener is removed from the configuration.
     last_plan: OnceLock<Arc<Snapshot>>,
 }
@@ -71,7 +75,7 @@ pub(crate) struct Lingering<'a>(&'a Acceptor);
 
 /// A request in flight, until this is dropped.
 #[derive(Debug)]
-pub struct RequestGuard(Arc<Acceptor>);
+pub struct RequestGuard<'a>(&'a Acceptor);
 
 /// The maximum time that a connection without a request can delay a drain.
 const FRESH_GRACE: Duration = Duration::from_secs(1);
@@ -167,7 +171,8 @@ impl Acceptor {
             rejections: Mutex::default(),
             closing: AtomicBool::new(closing),
             grace: AtomicU64::new(millis(if closing { IDLE_GRACE } else { CLOSED_GRACE })),
-            settled: watch::Sender::new(false),
+            settled: AtomicBool::new(false),
+            settling: Notify::new(),
             last_plan: OnceLock::new(),
         }
     }
@@ -242,17 +247,18 @@ impl Acceptor {
         while self.must_wait(closed.elapsed()) {
             tokio::time::sleep(POLL).await;
         }
-        self.settled.send_replace(true);
+        self.settled.store(true, Ordering::Release);
+        self.settling.notify_waiters();
     }
 
-    /// Waits until idle connections are to be closed.
-    pub async fn settled(&self) {
-        // The sender lives as long as `self`, so this cannot fail.
-        let _ = self.settled.subscribe().wait_for(|settled| *settled).await;
+    /// Returns a future that is ready once the result of [`is_settled`](Self::is_settled) has changed.
+    pub(crate) fn settling(&self) -> Notified<'_> {
+        self.settling.notified()
     }
 
-    fn is_settled(&self) -> bool {
-        *self.settled.borrow()
+    /// Returns whether idle connections are to be closed.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
     }
 
     /// Stores `last`, the last snapshot that has this listener. Requests that still arrive on it use `last`.
@@ -295,10 +301,10 @@ impl Rejections {
 impl Connection {
     /// Records that the first bytes of a request arrived. From now on the request is in flight, so that a drain waits
     /// for it.
-    pub(crate) fn begin_request(&self) -> RequestGuard {
+    pub(crate) fn begin_request(&self) -> RequestGuard<'_> {
         self.leave_fresh();
         self.acceptor.listener.in_flight.enter();
-        RequestGuard(self.acceptor.clone())
+        RequestGuard(&self.acceptor)
     }
 
     /// Returns whether the current request is the last, because the socket closes.
@@ -332,7 +338,7 @@ impl Drop for Lingering<'_> {
 
 // === impl RequestGuard ===
 
-impl Drop for RequestGuard {
+impl Drop for RequestGuard<'_> {
     fn drop(&mut self) {
         self.0.listener.in_flight.leave();
     }

@@ -500,7 +500,7 @@ pub(crate) fn is_final(status: u16) -> bool {
 
 /// Returns the pause that a backend asks for in a rejection. A date counts as one second.
 fn retry_after(status: u16, response: &impl Fields) -> Option<Duration> {
-    let value = response.first(&RETRY_AFTER).filter(|_| (400..600).contains(&status))?;
+    let value = (400..600).contains(&status).then(|| response.first(&RETRY_AFTER)).flatten()?;
     let seconds = str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
     Some(Duration::from_secs(seconds.unwrap_or(1)))
 }

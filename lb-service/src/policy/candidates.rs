@@ -25,7 +25,8 @@ const PROBES_PER_BACKEND: usize = 16;
 /// backend. Then there is only one choice.
 const SECOND_DRAWS: usize = 8;
 
-/// The backends for one request. Pingora's `select_with` iterates over them until the caller accepts one.
+/// The backends for one request, each of them once. The caller takes one after the other until it accepts one, or lets
+/// Pingora's `select_with` do that.
 ///
 /// Pingora counts every candidate against `max_iterations`, so pass at least the number of backends to be offered all.
 #[derive(Debug)]

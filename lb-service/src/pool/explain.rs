@@ -10,7 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use pingora::lb::selection::{BackendIter, BackendSelection};
+use pingora::lb::selection::BackendIter;
 
 use super::Pool;
 use super::availability::Availability;
@@ -80,7 +80,7 @@ impl Pool {
     /// Returns the backend that this request would go to, and the reasons against the others. Requests that wait in the
     /// queue are ignored.
     pub fn explain(&self, request: &PickRequest<'_>) -> Explanation {
-        let policy = self.outlook.get_or_init(|| self.another_selector());
+        let policy = &self.policy;
         let availability = self.assessed(request.now);
         let rehearsal = Rehearse::new(policy.clone());
         let taken = self.pick(request, availability, &rehearsal).map(|(backend, ())| backend);
@@ -101,10 +101,6 @@ impl Pool {
                 || self.slow_start_draws(request, availability, taken.as_ref(), &rehearsal));
         let taken = taken.ok_or_else(|| self.unplaced(request, availability));
         Explanation { availability, taken, by_session, draw, backends }
-    }
-
-    fn another_selector(&self) -> Arc<Policy> {
-        Arc::new(Policy::build_with_config(&self.balancer.backends().get_backend(), &self.shared.policy))
     }
 
     /// Returns all backends in the order in which the next request with this key would be offered them.
@@ -392,7 +388,7 @@ mod tests {
 
     impl Pool {
         fn outlook_step(&self) -> u64 {
-            self.outlook.get_or_init(|| self.another_selector()).next_step() as u64
+            self.policy.next_step() as u64
         }
     }
 

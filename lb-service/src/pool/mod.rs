@@ -107,13 +107,14 @@ mod upstreams;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::HeaderValue;
 use parking_lot::{Mutex, MutexGuard};
 use pingora::lb::health_check::HealthCheck;
+use pingora::lb::selection::BackendSelection;
 use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 
 pub use crate::clock::Now;
@@ -172,8 +173,9 @@ pub struct Pool {
     cache: AvailabilityCache,
     /// The backends, sorted by address, so that a pick finds its counters without hashing.
     backends: Box<[Arc<Backend>]>,
-    /// A second selector for explanations, made on first use, because Pingora does not expose its own.
-    outlook: OnceLock<Arc<Policy>>,
+    /// The selector for requests. Pingora's `select_with` has the same one, but hashes each candidate to find out whether
+    /// it was offered before, and copies it. Ours offers each candidate once.
+    policy: Arc<Policy>,
     shared: SharedState,
 }
 
@@ -422,9 +424,11 @@ impl Pool {
             .map(|backend| Arc::new(Backend::new(settings, backend, &shared.policy, &shared.kept, now)));
         let mut backends: Box<[_]> = made.collect();
         backends.sort_by(|one, other| one.address.cmp(&other.address));
+        let balancer = Arc::new(balancer(settings, &shared));
+        let policy = Policy::build_with_config(&balancer.backends().get_backend(), &shared.policy);
         Self {
             name: settings.name.clone(),
-            balancer: Arc::new(balancer(settings, &shared)),
+            balancer,
             host: settings.host.clone(),
             upgrades: settings.upgrades.clone(),
             queue_timeout: settings.timeouts.queue,
@@ -435,7 +439,7 @@ impl Pool {
             }),
             cache: AvailabilityCache::new(now),
             backends,
-            outlook: OnceLock::new(),
+            policy: Arc::new(policy),
             shared,
         }
     }

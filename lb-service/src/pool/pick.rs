@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::HeaderValue;
+use pingora::lb::selection::{BackendIter, BackendSelection};
 
 use super::address::UpstreamAddress;
 use super::attempt::Attempt;
@@ -406,7 +407,13 @@ impl Purpose for Serve<'_> {
     type Place = InFlight;
 
     fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&pingora::lb::Backend, bool) -> bool) {
-        pool.balancer.select_with(key, pool.backends.len(), accept);
+        let readiness = pool.balancer.backends();
+        let mut candidates = pool.policy.iter(key);
+        while let Some(candidate) = candidates.next() {
+            if accept(candidate, readiness.ready(candidate)) {
+                return;
+            }
+        }
     }
 
     fn reserve(&self, backend: &Backend, bound: u64) -> Result<InFlight, SkipReason> {

@@ -55,8 +55,10 @@ impl ListenSocket {
     )]
     pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        // Accepted connections inherit it. It fails on a Unix socket, which needs none.
+        // Accepted connections inherit both. They fail on a Unix socket, which needs none. Without the second one, a
+        // response waits for the acknowledgement of the previous one.
         let _ = SockRef::from(&fd).set_tcp_keepalive(&keepalive());
+        let _ = SockRef::from(&fd).set_tcp_nodelay(true);
         AsyncFd::with_interest(fd, Interest::READABLE).map(Self)
     }
 
@@ -177,13 +179,7 @@ impl Accepted {
     /// Registers the connection with the reactor of this thread.
     fn into_stream(self) -> io::Result<Stream> {
         let socket = match self.peer {
-            Some(_) => {
-                let stream = TcpStream::from_std(self.socket.into())?;
-                // Without it a response waits for the acknowledgement of the previous one. It can only fail if the
-                // client has already left.
-                let _ = stream.set_nodelay(true);
-                Socket::Tcp(stream)
-            }
+            Some(_) => Socket::Tcp(TcpStream::from_std(self.socket.into())?),
             None => Socket::Unix(UnixStream::from_std(self.socket.into())?),
         };
         Ok(Stream::Plain(socket))

@@ -131,6 +131,8 @@ impl Output {
         self.data.advance(of_data);
         self.taken = written - of_front - of_data;
         if self.data.is_empty() {
+            // This also gives the buffer of the reader back, which it uses again.
+            self.data = Bytes::new();
             // The back moves to the front, where more can be appended.
             std::mem::swap(&mut self.front, &mut self.back);
             if self.taken == self.front.len() {

@@ -15,6 +15,9 @@ pub(crate) struct Timer {
     deadline: Option<Instant>,
     /// Created with the first deadline that is waited for. It rings at the deadline or before it.
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Whether `sleep` will wake the task, because it was polled since it was set. A timer belongs to one task, whose
+    /// waker stays the same.
+    is_armed: bool,
 }
 
 // === impl Timer ===
@@ -22,7 +25,7 @@ pub(crate) struct Timer {
 impl Timer {
     /// Returns a timer without a deadline.
     pub(crate) fn new() -> Self {
-        Self { deadline: None, sleep: None }
+        Self { deadline: None, sleep: None, is_armed: false }
     }
 
     /// Sets the deadline to this time from now; `None` means that there is none.
@@ -38,16 +41,22 @@ impl Timer {
     /// Is ready once the deadline has passed; never without a deadline.
     pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.deadline else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+            self.is_armed = false;
+        }
         loop {
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-            if sleep.deadline() > deadline {
-                sleep.as_mut().reset(deadline);
+            if self.is_armed && !sleep.is_elapsed() {
+                return Poll::Pending;
             }
+            self.is_armed = true;
             ready!(sleep.as_mut().poll(cx));
             if sleep.deadline() >= deadline {
                 return Poll::Ready(());
             }
             sleep.as_mut().reset(deadline);
+            self.is_armed = false;
         }
     }
 }

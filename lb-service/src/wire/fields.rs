@@ -1,10 +1,10 @@
 //! The fields of a message, as an index over the bytes that arrived.
 
-use bytes::Bytes;
-use memchr::memchr;
+use std::ops::Range;
 
-use super::grammar::{is_token, is_value, trim};
+use super::grammar::{token_length, trim, value_length};
 use super::known::Known;
+use bytes::Bytes;
 
 /// The fields of a head or of trailers, in the order in which they arrived.
 #[derive(Clone, Debug)]
@@ -44,6 +44,9 @@ pub(super) struct Span {
     len: u32,
 }
 
+/// The end of a line.
+const CRLF: &[u8] = b"\r\n";
+
 // === impl Span ===
 
 impl Span {
@@ -52,6 +55,10 @@ impl Span {
         let start = part.as_ptr().addr() - whole.as_ptr().addr();
         let place = |number: usize| u32::try_from(number).expect("a head is shorter than 4 GiB");
         Self { start: place(start), len: place(part.len()) }
+    }
+
+    fn end(self) -> usize {
+        self.start as usize + self.len as usize
     }
 
     pub(super) fn within(self, whole: &[u8]) -> &[u8] {
@@ -68,14 +75,15 @@ impl FieldLines {
     pub(super) fn parse(bytes: Bytes, mut from: usize) -> Result<Self, BadField> {
         // Most heads have between 5 and 15 fields. One allocation is enough for them.
         let (mut lines, mut look_alikes) = (Vec::with_capacity(16), 0);
-        while let Some(at) = memchr(b'\n', &bytes[from..]) {
-            let line = bytes[from..from + at].strip_suffix(b"\r").ok_or(BadField)?;
-            from += at + 1;
-            if !line.is_empty() {
-                let line = Line::parse(line, &bytes)?;
-                look_alikes += usize::from(line.known == Known::LookAlike);
-                lines.push(line);
+        while from < bytes.len() {
+            if bytes[from..].starts_with(CRLF) {
+                from += CRLF.len();
+                continue;
             }
+            let (line, length) = Line::parse(&bytes[from..], &bytes)?;
+            from += length;
+            look_alikes += usize::from(line.known == Known::LookAlike);
+            lines.push(line);
         }
         Ok(Self { bytes, lines, look_alikes })
     }
@@ -83,6 +91,28 @@ impl FieldLines {
     /// Returns the fields in their order.
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = Field<'_>> + ExactSizeIterator + Clone {
         self.lines.iter().map(|line| line.within(&self.bytes))
+    }
+
+    /// Appends the fields that `passes` chooses. Lines that follow each other are copied together.
+    pub(super) fn write(&self, out: &mut Vec<u8>, passes: impl Fn(&Field<'_>) -> bool) {
+        let mut run = 0..0;
+        for line in &self.lines {
+            let field = line.within(&self.bytes);
+            if !passes(&field) {
+                continue;
+            }
+            match line.place(&self.bytes) {
+                Some(place) if place.start == run.end => run.end = place.end,
+                place => {
+                    out.extend_from_slice(&self.bytes[std::mem::take(&mut run)]);
+                    match place {
+                        Some(place) => run = place,
+                        None => write_field(out, field.name, field.value),
+                    }
+                }
+            }
+        }
+        out.extend_from_slice(&self.bytes[run]);
     }
 
     /// Returns the values of all fields with this meaning.
@@ -109,6 +139,13 @@ impl FieldLines {
     }
 }
 
+/// Appends a field as a line.
+pub(super) fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    for part in [name, b": ", value, CRLF] {
+        out.extend_from_slice(part);
+    }
+}
+
 /// A field that may occur once occurs several times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Repeated;
@@ -116,13 +153,22 @@ pub(super) struct Repeated;
 // === impl Line ===
 
 impl Line {
-    fn parse(line: &[u8], whole: &[u8]) -> Result<Self, BadField> {
-        let colon = memchr(b':', line).ok_or(BadField)?;
-        let (name, value) = (&line[..colon], trim(&line[colon + 1..]));
-        if !is_token(name) || !is_value(value) {
-            return Err(BadField);
-        }
-        Ok(Self { name: Span::of(name, whole), value: Span::of(value, whole), known: Known::of(name) })
+    /// Parses the line at the beginning of `text`, and returns it with its length.
+    fn parse(text: &[u8], whole: &[u8]) -> Result<(Self, usize), BadField> {
+        let (name, rest) = text.split_at(token_length(text));
+        let rest = rest.strip_prefix(b":").filter(|_| !name.is_empty()).ok_or(BadField)?;
+        let (value, rest) = rest.split_at(value_length(rest));
+        let rest = rest.strip_prefix(CRLF).ok_or(BadField)?;
+        let (name, value, known) = (Span::of(name, whole), Span::of(trim(value), whole), Known::of(name));
+        Ok((Self { name, value, known }, text.len() - rest.len()))
+    }
+
+    /// Returns the place of the line if it is written as we write it: with one space and with nothing behind the value.
+    fn place(self, bytes: &[u8]) -> Option<Range<usize>> {
+        let (start, name, value) = (self.name.start as usize, self.name.end(), self.value.start as usize);
+        let end = self.value.end() + CRLF.len();
+        let is_plain = bytes[name..value] == *b": " && bytes[self.value.end()..end] == *CRLF;
+        is_plain.then_some(start..end)
     }
 
     fn within(self, bytes: &[u8]) -> Field<'_> {

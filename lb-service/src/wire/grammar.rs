@@ -57,12 +57,42 @@ fn is_of(byte: u8, class: u8) -> bool {
 
 /// Returns whether the text is a token.
 pub(crate) fn is_token(text: &[u8]) -> bool {
-    !text.is_empty() && text.iter().all(|byte| is_of(*byte, TOKEN))
+    !text.is_empty() && token_length(text) == text.len()
+}
+
+/// Returns the number of bytes of a token at the beginning of the text.
+pub(super) fn token_length(text: &[u8]) -> usize {
+    text.iter().position(|byte| !is_of(*byte, TOKEN)).unwrap_or(text.len())
 }
 
 /// Returns whether all bytes may stand in the value of a field.
 pub(super) fn is_value(text: &[u8]) -> bool {
-    text.iter().all(|byte| is_of(*byte, VALUE))
+    value_length(text) == text.len()
+}
+
+/// Returns the number of bytes at the beginning of the text that may stand in the value of a field.
+pub(super) fn value_length(text: &[u8]) -> usize {
+    let mut length = 0;
+    loop {
+        // Values are the longest part of a head, so most of their bytes are looked at eight at a time.
+        let words = text[length..].as_chunks().0.iter().take_while(|word| !may_have_control(**word));
+        length += 8 * words.count();
+        let word = text.len().min(length + 8);
+        match text[length..word].iter().position(|byte| !is_of(*byte, VALUE)) {
+            Some(place) => return length + place,
+            None if word == text.len() => return word,
+            None => length = word,
+        }
+    }
+}
+
+/// Returns whether one of eight bytes is a tab, another control byte or DEL (Mycroft's test for a small byte).
+fn may_have_control(bytes: [u8; 8]) -> bool {
+    const ONES: u64 = u64::MAX / 0xff;
+    let word = u64::from_le_bytes(bytes);
+    let below_space = word.wrapping_sub(ONES * 0x20) & !word;
+    let is_del = (word ^ (ONES * 0x7f)).wrapping_sub(ONES) & !(word ^ (ONES * 0x7f));
+    (below_space | is_del) & (ONES * 0x80) != 0
 }
 
 /// Returns whether all bytes may stand in a target.
@@ -113,6 +143,18 @@ pub(crate) fn members(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_byte_of_a_value_is_valid_at_each_place() {
+        for byte in 0..=u8::MAX {
+            for place in 0..17 {
+                let mut text = *b"seventeen letters";
+                text[place] = byte;
+                let length = if is_of(byte, VALUE) { text.len() } else { place };
+                assert_eq!(value_length(&text), length, "{byte} at {place}");
+            }
+        }
+    }
 
     #[test]
     fn a_token_has_no_separator_and_no_control_byte() {

@@ -11,7 +11,10 @@ const MAX_NAME: usize = 253;
 pub(super) fn split(text: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => bracketed(rest)?,
-        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+        None => match memchr::memchr(b':', text.as_bytes()) {
+            Some(colon) => (&text[..colon], Some(&text[colon + 1..])),
+            None => (text, None),
+        },
     };
     let is_valid =
         if text.starts_with('[') { host.parse::<Ipv6Addr>().is_ok() } else { is_name_or_ipv4(host) };
@@ -43,13 +46,19 @@ fn bracketed(rest: &str) -> Option<(&str, Option<&str>)> {
 }
 
 fn is_name_or_ipv4(host: &str) -> bool {
-    let is_named = (1..=MAX_NAME).contains(&host.len())
-        && host.bytes().all(|byte| is_reg_name(byte) || byte == b'%')
-        && has_valid_escapes(host.as_bytes())
-        && !host.contains("..");
-    // A host of digits and dots is an address or nothing: some programs read 127.1 as an address.
-    let is_numeric = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    is_named && (!is_numeric || host.parse::<Ipv4Addr>().is_ok())
+    let (mut before, mut is_numeric, mut has_escapes) = (b' ', true, false);
+    for byte in host.bytes() {
+        if !(is_reg_name(byte) || byte == b'%') || (before, byte) == (b'.', b'.') {
+            return false;
+        }
+        is_numeric &= byte.is_ascii_digit() || byte == b'.';
+        has_escapes |= byte == b'%';
+        before = byte;
+    }
+    (1..=MAX_NAME).contains(&host.len())
+        && (!has_escapes || has_valid_escapes(host.as_bytes()))
+        // A host of digits and dots is an address or nothing: some programs read 127.1 as an address.
+        && (!is_numeric || host.parse::<Ipv4Addr>().is_ok())
 }
 
 /// Parses a port. `str::parse` would accept a sign.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use http::header::HOST;
 use http::{HeaderName, Method, Version};
 
 use super::connection::Options;
@@ -195,6 +196,9 @@ impl Fields for RequestHead {
     }
 
     fn first(&self, name: &HeaderName) -> Option<&[u8]> {
+        if *name == HOST {
+            return self.fields.values(Known::Host).next();
+        }
         let name = name.as_str().as_bytes();
         self.fields.iter().find(|field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
@@ -215,6 +219,12 @@ impl Head for RequestHead {
 
     fn authority(&self) -> Option<&str> {
         self.authority.map(|span| self.text(span))
+    }
+
+    fn host(&self) -> Option<&str> {
+        // A host was checked when it was parsed.
+        let sent = || str::from_utf8(self.fields.values(Known::Host).next()?).ok();
+        self.authority().or_else(sent)
     }
 
     fn path(&self) -> &str {

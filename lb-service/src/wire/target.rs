@@ -78,14 +78,15 @@ impl<'a> Target<'a> {
 
 /// Returns the path of a path with a query.
 pub(super) fn path(path_and_query: &str) -> &str {
-    &path_and_query[..path_and_query.find('?').unwrap_or(path_and_query.len())]
+    let end = memchr::memchr(b'?', path_and_query.as_bytes());
+    &path_and_query[..end.unwrap_or(path_and_query.len())]
 }
 
 /// Checks the path of a path with a query.
 fn checked(path_and_query: &str) -> Result<&str, Rejection> {
     let path = path(path_and_query);
     // Browsers and some servers read a backslash as a slash.
-    let is_valid = has_valid_escapes(path.as_bytes()) && !path.contains('\\');
+    let is_valid = has_valid_escapes(path.as_bytes()) && memchr::memchr(b'\\', path.as_bytes()).is_none();
     if is_valid { Ok(path_and_query) } else { Err(Rejection::Target) }
 }
 
@@ -126,7 +127,9 @@ pub(crate) fn without_dot_segments(path: &str) -> Result<Option<String>, Rejecti
 }
 
 fn may_have_dot_segments(path: &str) -> bool {
-    path.split('/').any(|segment| dots(segment).is_some())
+    // Most paths have none of the bytes that a dot segment is made of.
+    memchr::memchr2(b'.', b'%', path.as_bytes()).is_some()
+        && path.split('/').any(|segment| dots(segment).is_some())
 }
 
 /// Returns the number of dots of a segment that consists of one or two dots, raw or escaped.

@@ -9,17 +9,19 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
+use tokio::sync::futures::Notified;
 
 use super::super::stream::Stream;
 use super::super::upstream::Connector;
 use super::client::Client;
 use super::serve::{own_head, serve};
-use super::story::{Next, Surroundings};
+use super::story::{Next, Story, Surroundings};
 use crate::access_log::Record;
 use crate::exchange::{Exchange, Origin, OwnResponse};
 use crate::failure::{Failure, Rejection, WireRejection};
 use crate::forwarded::Scheme;
 use crate::listener::{HeadLimits, Listener, ListenerId};
+use crate::pool::RuntimeId;
 use crate::snapshot::{CurrentSnapshot, Snapshot};
 use crate::traffic::{Acceptor, CloseEnd, Connection, ListenerTraffic};
 use crate::wire::connection::count_named;
@@ -36,6 +38,15 @@ pub(crate) struct Acceptance {
     pub(crate) connector: Connector,
 }
 
+/// A connection, and what its requests need besides it.
+#[derive(Clone, Copy)]
+struct Established<'a> {
+    acceptance: &'a Acceptance,
+    connection: &'a Connection,
+    /// The runtime of the thread that serves the connection.
+    runtime: RuntimeId,
+}
+
 /// The snapshot and the listener of the latest request. A connection that waits keeps no snapshot alive.
 struct Seat {
     snapshot: Weak<Snapshot>,
@@ -48,10 +59,26 @@ struct Place {
     listener: ListenerId,
 }
 
+/// A connection's wait for the moment at which idle connections are to be closed.
+struct Settling<'a, 'p> {
+    acceptor: &'a Acceptor,
+    notified: Pin<&'p mut Notified<'a>>,
+    /// Whether `notified` wakes the task of the connection.
+    is_registered: bool,
+}
+
 /// The reason why there is no head, and the index in it of the byte in which the reason lies, if it lies in one.
 struct BadHead {
     failure: Failure,
     offset: Option<usize>,
+}
+
+/// The time limits of a staged close.
+struct Linger {
+    /// The time at which it ends in any case.
+    end: Instant,
+    /// The time at which the client has been silent for too long.
+    silent: Instant,
 }
 
 /// The longest time for which bytes are discarded after the last response, and the longest silence in it.
@@ -63,7 +90,8 @@ pub(crate) async fn run(acceptance: &Acceptance, stream: Stream, connection: &Ar
     let timeouts = first.listener().timeouts;
     drop(first);
     let mut client = Client::new(stream, timeouts.body);
-    match requests(acceptance, &mut client, connection, timeouts.idle).await {
+    let established = Established { acceptance, connection, runtime: Handle::current().id() };
+    match requests(established, &mut client, timeouts.idle).await {
         Next::Keep | Next::Drop => {}
         Next::Close => linger(&mut client, &acceptance.acceptor).await,
         Next::Reset => client.stream.reset_on_close(),
@@ -71,22 +99,20 @@ pub(crate) async fn run(acceptance: &Acceptance, stream: Stream, connection: &Ar
 }
 
 /// Serves requests until one of them ends the connection.
-async fn requests(
-    acceptance: &Acceptance,
-    client: &mut Client,
-    connection: &Arc<Connection>,
-    mut idle: Duration,
-) -> Next {
+async fn requests(established: Established<'_>, client: &mut Client, mut idle: Duration) -> Next {
+    let Established { acceptance, connection, .. } = established;
     let mut seat = None;
+    let notified = pin!(acceptance.acceptor.settling());
+    let mut settling = Settling { acceptor: &acceptance.acceptor, notified, is_registered: false };
     for served in 1_u32.. {
-        if !begins(acceptance, client, idle).await {
+        if !begins(&mut settling, client, idle).await {
             return Next::Drop;
         }
         let _in_flight = connection.begin_request();
         let Some(place) = acceptance.place(&mut seat) else { return Next::Drop };
         let timeouts = place.listener().timeouts;
         (client.pause, idle) = (timeouts.body, timeouts.idle);
-        match request(acceptance, client, connection, place, served).await {
+        match request(established, client, place, served).await {
             Next::Keep => client.release(),
             next => return next,
         }
@@ -99,16 +125,11 @@ async fn requests(
 }
 
 /// Serves one request, the first bytes of which are there. The connection has `served` requests with it.
-async fn request(
-    acceptance: &Acceptance,
-    client: &mut Client,
-    connection: &Connection,
-    place: Place,
-    served: u32,
-) -> Next {
+async fn request(established: Established<'_>, client: &mut Client, place: Place, served: u32) -> Next {
+    let Established { acceptance, connection, runtime } = established;
     let begun = Instant::now();
     let Listener { limits, timeouts, .. } = *place.listener();
-    let head = match read_head(client, &limits.head, timeouts.head).await {
+    let head = match read_head(client, &limits.head, begun + timeouts.head).await {
         Ok(head) => head,
         Err(bad) => return reject(&place, client, connection, bad, begun).await,
     };
@@ -116,21 +137,21 @@ async fn request(
     let (peer, scheme) = (connection.peer.clone(), Scheme::Http);
     let origin = Origin { snapshot: place.snapshot, listener: place.listener, peer, scheme };
     let exchange = Exchange::begin(origin, &head, begun);
+    let story = Box::new(Story::new(head, exchange, begun));
     let is_last = limits.requests.is_some_and(|limit| served >= limit.get());
-    let (connector, runtime) = (&acceptance.connector, Handle::current().id());
+    let connector = &acceptance.connector;
     let around = Surroundings { connection, connector, runtime, limits, timeouts, is_last };
     // In a box, so that a waiting connection has no room for it.
-    Box::pin(serve(around, client, head, exchange)).await
+    Box::pin(serve(around, client, story)).await
 }
 
 /// Waits until a request begins. `false`: the client leaves, takes too long, or has to be sent away.
-async fn begins(acceptance: &Acceptance, client: &mut Client, idle: Duration) -> bool {
+async fn begins(settling: &mut Settling<'_, '_>, client: &mut Client, idle: Duration) -> bool {
     client.timer.set(Some(idle));
-    let mut settled = pin!(acceptance.acceptor.settled());
     std::future::poll_fn(|cx| {
         // An empty line before a request neither begins it nor restarts the deadline.
         while !has_begun(client.input.bytes()) {
-            match client.input.poll_first(&mut client.stream, cx) {
+            match client.input.poll_fill(&mut client.stream, cx) {
                 Poll::Ready(Ok(true)) => {}
                 Poll::Ready(_) => return Poll::Ready(false),
                 Poll::Pending => break,
@@ -139,20 +160,16 @@ async fn begins(acceptance: &Acceptance, client: &mut Client, idle: Duration) ->
         if has_begun(client.input.bytes()) {
             return Poll::Ready(true);
         }
-        let is_over = client.timer.poll_expired(cx).is_ready() || settled.as_mut().poll(cx).is_ready();
+        let is_over = client.timer.poll_expired(cx).is_ready() || settling.poll(cx).is_ready();
         if is_over { Poll::Ready(false) } else { Poll::Pending }
     })
     .await
 }
 
-/// Reads the head of a request.
-async fn read_head(
-    client: &mut Client,
-    limits: &HeadLimits,
-    limit: Duration,
-) -> Result<RequestHead, BadHead> {
+/// Reads the head of a request, until this moment at most.
+async fn read_head(client: &mut Client, limits: &HeadLimits, until: Instant) -> Result<RequestHead, BadHead> {
     let mut scan = Scan::default();
-    client.timer.set(Some(limit));
+    client.timer.set_at(until);
     let bytes = std::future::poll_fn(|cx| poll_head(client, &mut scan, limits, cx)).await?;
     RequestHead::parse(&bytes, limits).map_err(|reason| BadHead::of(&bytes, reason))
 }
@@ -167,7 +184,7 @@ fn poll_head(
         let bytes = client.input.bytes();
         let found = scan.request(bytes, limits);
         match found.map_err(|error| BadHead::of(bytes, WireRejection::of_head(error)))? {
-            Found::Head { start, end } => return Poll::Ready(Ok(client.input.take(end).slice(start..))),
+            Found::Head { start, end } => return Poll::Ready(Ok(client.input.take(start, end))),
             Found::Incomplete => {}
         }
         match client.poll_more(cx) {
@@ -253,27 +270,13 @@ async fn linger(client: &mut Client, acceptor: &Acceptor) {
         return;
     }
     let _lingering = acceptor.linger();
-    let end = tokio::select! {
-        end = discard(stream) => end,
-        () = acceptor.room_needed() => CloseEnd::Evicted,
-    };
-    acceptor.listener.closed(end);
-}
-
-/// Discards bytes until the client has sent its last one or takes too long.
-async fn discard(stream: &mut Stream) -> CloseEnd {
-    let (total, silence) = LINGER;
-    let end = tokio::time::Instant::now() + total;
-    loop {
-        let limit = end.min(tokio::time::Instant::now() + silence);
-        let read = std::future::poll_fn(|cx| poll_discard(stream, cx));
-        match tokio::time::timeout_at(limit, read).await {
-            Ok(true) => {}
-            Ok(false) => return CloseEnd::Closed,
-            Err(_) if limit == end => return CloseEnd::Timeout,
-            Err(_) => return CloseEnd::Quiet,
-        }
-    }
+    let mut room_needed = pin!(acceptor.room_needed());
+    let mut limits = Linger::new(Instant::now());
+    let end = std::future::poll_fn(|cx| match limits.poll_discard(client, cx) {
+        Poll::Pending => room_needed.as_mut().poll(cx).map(|()| CloseEnd::Evicted),
+        ended => ended,
+    });
+    acceptor.listener.closed(end.await);
 }
 
 /// Discards some bytes; `false` at the end.
@@ -281,6 +284,44 @@ fn poll_discard(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<bool> {
     let mut space = [0; 4096];
     let mut read = ReadBuf::new(&mut space);
     Pin::new(stream).poll_read(cx, &mut read).map(|result| result.is_ok() && !read.filled().is_empty())
+}
+
+// === impl Settling ===
+
+impl Settling<'_, '_> {
+    /// Is ready when idle connections are to be closed. The task registers itself only once, because its waker stays the
+    /// same.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.is_registered {
+            self.is_registered = self.notified.as_mut().poll(cx).is_pending();
+        }
+        if self.acceptor.is_settled() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+// === impl Linger ===
+
+impl Linger {
+    fn new(now: Instant) -> Self {
+        let (total, silence) = LINGER;
+        Self { end: now + total, silent: now + silence }
+    }
+
+    /// Discards bytes until the client has sent its last one or takes too long.
+    fn poll_discard(&mut self, client: &mut Client, cx: &mut Context<'_>) -> Poll<CloseEnd> {
+        while let Poll::Ready(has_more) = poll_discard(&mut client.stream, cx) {
+            let now = Instant::now();
+            self.silent = now + LINGER.1;
+            match has_more {
+                false => return Poll::Ready(CloseEnd::Closed),
+                true if now >= self.end => return Poll::Ready(CloseEnd::Timeout),
+                true => {}
+            }
+        }
+        client.timer.set_at(self.silent.min(self.end));
+        std::task::ready!(client.timer.poll_expired(cx));
+        Poll::Ready(if self.end <= self.silent { CloseEnd::Timeout } else { CloseEnd::Quiet })
+    }
 }
 
 // === impl BadHead ===

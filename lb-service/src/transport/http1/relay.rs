@@ -127,8 +127,8 @@ impl Limits {
 // === impl Relay ===
 
 impl<'a> Relay<'a> {
-    /// Begins an attempt. The head of the request is in the output of `upstream`, and `named` has the fields that it
-    /// names in `Connection`.
+    /// Begins an attempt at this time. The head of the request is in the output of `upstream`, and `named` has the
+    /// fields that it names in `Connection`.
     pub(super) fn new(
         client: &'a mut Client,
         upstream: &'a mut Upstream,
@@ -136,8 +136,8 @@ impl<'a> Relay<'a> {
         writer: BodyWriter,
         named: Named,
         limits: Limits,
+        now: Instant,
     ) -> Self {
-        let now = Instant::now();
         let (place, direction) = (Place::default(), Direction::new(now));
         let upload = Upload {
             writer,
@@ -446,7 +446,7 @@ impl<'a> Relay<'a> {
             match found.map_err(|_| self.backend_fault(FaultKind::Protocol))? {
                 Found::Head { start, end } => {
                     self.scan = Scan::default();
-                    let bytes = self.upstream.input.take(end).slice(start..);
+                    let bytes = self.upstream.input.take(start, end);
                     let head = ResponseHead::parse(bytes);
                     return Poll::Ready(head.map_err(|_| self.backend_fault(FaultKind::Protocol)));
                 }
@@ -477,12 +477,13 @@ impl<'a> Relay<'a> {
     }
 
     fn poll_bodies(&mut self, download: &mut Download, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        // Most responses are complete with the first write, and need nothing else.
+        if let Poll::Ready(result) = self.poll_download(download, cx) {
+            return Poll::Ready(result);
+        }
         let _ = self.poll_upload(cx)?;
         if !self.reads_body() && self.client.poll_reset(cx).is_ready() {
             return Poll::Ready(Err(fault(FaultKind::Closed)));
-        }
-        if let Poll::Ready(result) = self.poll_download(download, cx) {
-            return Poll::Ready(result);
         }
         self.poll_deadline(Some(download), cx).map(Err)
     }
@@ -535,9 +536,7 @@ impl<'a> Relay<'a> {
                     }
                 }
                 Step::Data { start, end } => {
-                    return Poll::Ready(Ok(ResponsePiece::Data(
-                        self.upstream.input.take(end).slice(start..),
-                    )));
+                    return Poll::Ready(Ok(ResponsePiece::Data(self.upstream.input.take(start, end))));
                 }
                 Step::End { end } => {
                     self.upstream.input.skip(end);
@@ -561,8 +560,14 @@ enum ResponsePiece {
 
 impl Download {
     /// Returns the body of a response whose head names these fields in `Connection`.
-    pub(super) fn new(reader: BodyReader, writer: BodyWriter, named: Named, pause: Option<Duration>) -> Self {
-        let direction = Direction::new(Instant::now());
+    pub(super) fn new(
+        reader: BodyReader,
+        writer: BodyWriter,
+        named: Named,
+        pause: Option<Duration>,
+        now: Instant,
+    ) -> Self {
+        let direction = Direction::new(now);
         Self { reader, writer, named, pause, is_done: false, steps: 0, taken: 0, direction, bytes: 0 }
     }
 

@@ -134,7 +134,7 @@ impl RequestBody {
                     ready!(client.poll_more(cx)).map_err(|fault| truncated(client, fault))?;
                 }
                 Step::Data { start, end } => {
-                    let data = client.input.take(end).slice(start..);
+                    let data = client.input.take(start, end);
                     self.read += data.len() as u64;
                     if self.limit.is_some_and(|limit| self.read > limit) {
                         return Poll::Ready(Err(fault(FaultKind::TooLarge)));

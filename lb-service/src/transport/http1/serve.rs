@@ -14,13 +14,12 @@ use super::relay::{Limits, Relay};
 use super::request_body::RequestBody;
 use super::story::{Decision, Next, Passing, Story, Surroundings};
 use super::tunnel::{self, Carried};
-use crate::exchange::{Exchange, Fault, FaultKind, OwnResponse, Side, keeps_connection};
+use crate::exchange::{Fault, FaultKind, OwnResponse, Side, keeps_connection};
 use crate::failure::{Failure, Rejection};
 use crate::pool::{Admission, Backend, Head, Target};
 use crate::wire::body::{BodyWriter, Frame};
 use crate::wire::connection::Named;
 use crate::wire::framing::Length;
-use crate::wire::request::RequestHead;
 use crate::wire::write::{self, Persistence};
 
 /// One request of a client.
@@ -28,7 +27,7 @@ struct Serving<'a> {
     around: Surroundings<'a>,
     client: &'a mut Client,
     body: RequestBody,
-    story: Story,
+    story: Box<Story>,
     /// Whether the request has come to its end. The process can end before that, and drops the request then.
     has_ended: bool,
 }
@@ -42,14 +41,9 @@ enum Outcome {
 }
 
 /// Serves a request to its end, and counts it.
-pub(super) async fn serve(
-    around: Surroundings<'_>,
-    client: &mut Client,
-    head: RequestHead,
-    exchange: Exchange,
-) -> Next {
-    let body = RequestBody::new(head.length(), around.limits.body.map(NonZeroU64::get));
-    let mut serving = Serving { around, client, body, story: Story::new(head, exchange), has_ended: false };
+pub(super) async fn serve(around: Surroundings<'_>, client: &mut Client, story: Box<Story>) -> Next {
+    let body = RequestBody::new(story.head.length(), around.limits.body.map(NonZeroU64::get));
+    let mut serving = Serving { around, client, body, story, has_ended: false };
     let next = match serving.attempts().await {
         Ok(next) => next,
         Err(failure) => serving.respond_ourselves(failure).await,
@@ -122,7 +116,7 @@ impl Serving<'_> {
         let Surroundings { connector, runtime, .. } = self.around;
         let recent = self.story.exchange.max_idle(&self.story.head);
         let connected =
-            match recent.and_then(|recent| connector.idle(backend, runtime, recent, Instant::now())) {
+            match recent.and_then(|recent| connector.idle(backend, runtime, recent, self.story.at)) {
                 Some(upstream) => Ok(upstream),
                 // In a box, because most requests need no new connection.
                 None => self.unless_gone(Box::pin(connector.connect(backend))).await?,
@@ -150,7 +144,8 @@ impl Serving<'_> {
         self.story.write_request(upstream);
         let (limits, writer) = (self.limits(backend.target()), request_writer(self.story.head.length()));
         let named = Named::of(self.story.head.fields(), self.story.head.options());
-        let mut relay = Relay::new(self.client, upstream, &mut self.body, writer, named, limits);
+        let begun = self.story.at;
+        let mut relay = Relay::new(self.client, upstream, &mut self.body, writer, named, limits, begun);
         match self.story.decision(&mut relay, backend, &self.around).await {
             Ok(Decision::PassOn(mut passing)) => {
                 let result = relay.bodies(&mut passing.download, &mut self.story.response_bytes).await;

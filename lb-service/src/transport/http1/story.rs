@@ -38,6 +38,8 @@ pub(super) struct Story {
     pub(super) response_bytes: u64,
     /// The bytes that a tunnel carried to the backend.
     pub(super) tunnel_bytes: u64,
+    /// The time of the latest step of an attempt, so that one look at the clock serves several purposes.
+    pub(super) at: Instant,
 }
 
 /// What a request needs of its connection.
@@ -97,7 +99,7 @@ pub(super) struct Passing {
 // === impl Story ===
 
 impl Story {
-    pub(super) fn new(head: RequestHead, exchange: Exchange) -> Self {
+    pub(super) fn new(head: RequestHead, exchange: Exchange, begun: Instant) -> Self {
         Self {
             head,
             exchange,
@@ -106,6 +108,7 @@ impl Story {
             informational: Informational::default(),
             response_bytes: 0,
             tunnel_bytes: 0,
+            at: begun,
         }
     }
 
@@ -115,7 +118,9 @@ impl Story {
     ///
     /// If it has to wait, or is rejected.
     pub(super) fn admit(&mut self) -> Result<Arc<Backend>, Admission> {
-        match self.exchange.admit(&self.head, now()) {
+        let now = now();
+        self.at = now.time;
+        match self.exchange.admit(&self.head, now) {
             Admission::Placed => {
                 let attempt = self.exchange.dispatch.attempt.as_ref();
                 Ok(attempt.expect("the request was placed").backend.clone())
@@ -128,7 +133,11 @@ impl Story {
         self.exchange.failure().unwrap_or(Failure::Internal)
     }
 
+    /// Records that there is a connection to the backend.
     pub(super) fn connected(&mut self, reused: bool) {
+        if !reused {
+            self.at = Instant::now();
+        }
         if let Some(attempt) = &mut self.exchange.dispatch.attempt {
             attempt.connected(reused);
         }
@@ -240,7 +249,8 @@ impl Story {
         let framing = framing.map_err(|_| relay.bad_response())?;
         let mut fields = Outgoing::response(response);
         let progress = self.progress(relay.body);
-        let decision = self.exchange.respond(&self.head, response.status(), &mut fields, progress, now());
+        let now = now();
+        let decision = self.exchange.respond(&self.head, response.status(), &mut fields, progress, now);
         if decision == Response::Retry {
             return Ok(Decision::Retry);
         }
@@ -254,7 +264,13 @@ impl Story {
         let reader = BodyReader::new(framing.length, Sender::Backend);
         let named = Named::of(response.fields(), response.options());
         Ok(Decision::PassOn(Passing {
-            download: Download::new(reader, delivery.writer, named, body_pause(response, backend.target())),
+            download: Download::new(
+                reader,
+                delivery.writer,
+                named,
+                body_pause(response, backend.target()),
+                now.time,
+            ),
             next: if keeps { Next::Keep } else { Next::Close },
             is_undelimited: delivery.is_undelimited(),
             is_ambiguous: framing.is_ambiguous,

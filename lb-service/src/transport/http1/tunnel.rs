@@ -174,7 +174,7 @@ impl Direction<'_> {
             let bytes = self.input.bytes().len();
             if bytes > 0 && self.output.has_room() {
                 *self.carried += bytes as u64;
-                self.output.push(Frame::Plain, self.input.take(bytes));
+                self.output.push(Frame::Plain, self.input.take(0, bytes));
             }
             if !self.output.is_empty() {
                 match self.output.poll_write(self.to, cx)? {
