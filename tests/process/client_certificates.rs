@@ -105,7 +105,8 @@ fn a_reload_reads_the_files_again_and_does_not_reuse_connections_with_the_old_ce
     let pki = Pki::new();
     let origin = pki.origin("one");
     pki.write(&pki.clients.certify(&["old.test"]));
-    let body = pool(&[&origin], &pki.tls_with_certificate());
+    // A connection with TLS stays on its thread.
+    let body = format!("threads: 1\n{}", pool(&[&origin], &pki.tls_with_certificate()));
     let daemon = pki.lab.start(&body);
     let connection_of = |target: &str| {
         assert_eq!(daemon.get(target).unwrap().status, 200);

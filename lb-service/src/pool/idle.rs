@@ -18,9 +18,16 @@ pub trait Parked: Any + Send + fmt::Debug {
 
     /// Returns the time after which the connection is not used any more.
     fn expires(&self) -> Instant;
+
+    /// Returns whether the connection can move to another runtime.
+    fn can_move(&self) -> bool;
+
+    /// Moves the connection to the runtime of the caller. `None` if that fails, or if the backend has closed the
+    /// connection or sent a byte.
+    fn moved(self: Box<Self>) -> Option<Box<dyn Parked>>;
 }
 
-/// The runtime whose reactor a connection is registered with. A connection is only used on its own runtime.
+/// The runtime whose reactor a connection is registered with. A connection is only used there, but it can move.
 pub type RuntimeId = tokio::runtime::Id;
 
 /// The number of idle connections to all backends, and its limit. Clones share it.
@@ -81,8 +88,8 @@ impl Drop for Place {
 // === impl IdleConnections ===
 
 impl IdleConnections {
-    /// Takes the newest connection of this runtime that is still usable, if it was in use in this `recent` time.
-    /// Connections that are not usable within `limit` are closed.
+    /// Takes the newest connection that is still usable, if it was in use in this `recent` time. One of this runtime comes
+    /// first; another one moves here. Connections that are not usable within `limit` are closed.
     pub fn take(
         &self,
         runtime: RuntimeId,
@@ -91,10 +98,10 @@ impl IdleConnections {
         now: Instant,
     ) -> Option<Box<dyn Parked>> {
         loop {
-            let mut idle = self.pop(runtime, recent, now)?;
-            // The probe and the close happen without the lock.
-            if idle.is_within(limit, now) && idle.connection.is_quiet() {
-                return Some(idle.connection);
+            // The probe, the move and the close happen without the lock.
+            let idle = self.pop(runtime, recent, now)?;
+            if let Some(connection) = idle.usable(runtime, limit, now) {
+                return Some(connection);
             }
         }
     }
@@ -128,7 +135,8 @@ impl IdleConnections {
 
     fn pop(&self, runtime: RuntimeId, recent: Duration, now: Instant) -> Option<Idle> {
         let mut parked = self.parked.lock();
-        let newest = parked.iter().rposition(|idle| idle.runtime == runtime)?;
+        let here = parked.iter().rposition(|idle| idle.runtime == runtime);
+        let newest = here.or_else(|| parked.iter().rposition(|idle| idle.connection.can_move()))?;
         let is_recent = now.saturating_duration_since(parked[newest].since) < recent;
         is_recent.then(|| parked.remove(newest))
     }
@@ -145,6 +153,18 @@ impl IdleConnections {
 // === impl Idle ===
 
 impl Idle {
+    /// Returns the connection, on this runtime.
+    fn usable(self, runtime: RuntimeId, limit: Duration, now: Instant) -> Option<Box<dyn Parked>> {
+        if !self.is_within(limit, now) {
+            return None;
+        }
+        let mut connection = match self.runtime == runtime {
+            true => self.connection,
+            false => self.connection.moved()?,
+        };
+        connection.is_quiet().then_some(connection)
+    }
+
     fn is_within(&self, limit: Duration, now: Instant) -> bool {
         now.saturating_duration_since(self.since) < limit && now < self.connection.expires()
     }
@@ -164,9 +184,18 @@ mod tests {
         number: u32,
         is_closed: Arc<AtomicBool>,
         expires: Instant,
+        can_move: bool,
     }
 
     impl Parked for Fake {
+        fn can_move(&self) -> bool {
+            self.can_move
+        }
+
+        fn moved(self: Box<Self>) -> Option<Box<dyn Parked>> {
+            Some(self)
+        }
+
         fn is_quiet(&mut self) -> bool {
             !self.is_closed.load(Ordering::Relaxed)
         }
@@ -203,7 +232,10 @@ mod tests {
 
         fn park(&self, number: u32, after: u32) -> Arc<AtomicBool> {
             let (closed, now) = (Arc::default(), self.now + SECOND * after);
-            self.park_fake(Fake { number, is_closed: Arc::clone(&closed), expires: now + SECOND * 60 }, now);
+            self.park_fake(
+                Fake { number, is_closed: Arc::clone(&closed), expires: now + SECOND * 60, can_move: false },
+                now,
+            );
             closed
         }
 
@@ -242,7 +274,10 @@ mod tests {
         fixture.park(3, 0);
         assert_eq!(fixture.take(10), None);
         let expires = fixture.now + SECOND * 60;
-        fixture.park_fake(Fake { number: 4, is_closed: Arc::default(), expires }, fixture.now + SECOND * 55);
+        fixture.park_fake(
+            Fake { number: 4, is_closed: Arc::default(), expires, can_move: false },
+            fixture.now + SECOND * 55,
+        );
         assert_eq!(fixture.take(60), None, "it is idle for 5 s, but it has expired");
     }
 
@@ -254,10 +289,15 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_used_on_its_own_runtime_only() {
-        let fixture = Fixture::new(10);
+    fn a_connection_is_used_on_its_own_runtime_unless_it_can_move() {
+        let (fixture, elsewhere) = (Fixture::new(10), runtime().handle().id());
+        let take = || fixture.connections.take(elsewhere, LIMIT, LIMIT, fixture.now);
         fixture.park(1, 0);
-        assert!(fixture.connections.take(runtime().handle().id(), LIMIT, LIMIT, fixture.now).is_none());
+        assert!(take().is_none());
+        let expires = fixture.now + SECOND * 60;
+        let fake = Fake { number: 2, is_closed: Arc::default(), expires, can_move: true };
+        fixture.park_fake(fake, fixture.now);
+        assert!(take().is_some() && take().is_none());
         assert_eq!(fixture.take(0), Some(1));
     }
 
@@ -267,7 +307,12 @@ mod tests {
         (1..=3).for_each(|number| drop(fixture.park(number, number)));
         assert_eq!((fixture.connections.len(), fixture.budget.count()), (2, 2));
         let other = IdleConnections::default();
-        let fake = Fake { number: 4, is_closed: Arc::default(), expires: fixture.now + SECOND * 60 };
+        let fake = Fake {
+            number: 4,
+            is_closed: Arc::default(),
+            expires: fixture.now + SECOND * 60,
+            can_move: false,
+        };
         other.park(Box::new(fake), fixture.here(), &fixture.budget, fixture.now);
         assert!(other.is_empty(), "it has none to replace");
         assert_eq!([fixture.take(4), fixture.take(4)], [Some(3), Some(2)]);
@@ -278,6 +323,14 @@ mod tests {
     struct Nosy(Arc<IdleConnections>, Instant);
 
     impl Parked for Nosy {
+        fn can_move(&self) -> bool {
+            false
+        }
+
+        fn moved(self: Box<Self>) -> Option<Box<dyn Parked>> {
+            None
+        }
+
         fn is_quiet(&mut self) -> bool {
             self.0.is_empty()
         }

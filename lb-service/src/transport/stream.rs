@@ -69,6 +69,14 @@ impl Socket {
         })
     }
 
+    /// Registers the connection with the reactor of this thread instead of its own.
+    fn moved(self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(stream) => TcpStream::from_std(stream.into_std()?).map(Self::Tcp),
+            Self::Unix(stream) => UnixStream::from_std(stream.into_std()?).map(Self::Unix),
+        }
+    }
+
     /// Makes the close of the connection a reset, by which the peer sees that what it got is incomplete.
     fn reset_on_close(&self) {
         if let Self::Tcp(stream) = self {
@@ -84,6 +92,14 @@ impl Stream {
     /// Returns whether the connection has TLS.
     pub(crate) fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// Moves the connection to the reactor of this thread; `None` if it has TLS or the system refuses.
+    pub(crate) fn moved(self) -> Option<Self> {
+        match self {
+            Self::Plain(socket) => socket.moved().ok().map(Self::Plain),
+            Self::Tls(_) => None,
+        }
     }
 
     /// Returns whether the system has recorded an error, such as a reset, and clears it. A peer that has only sent its

@@ -256,6 +256,22 @@ impl Upstream {
 }
 
 impl Parked for Upstream {
+    fn can_move(&self) -> bool {
+        !self.stream.is_tls()
+    }
+
+    fn moved(self: Box<Self>) -> Option<Box<dyn Parked>> {
+        let Self { stream, input, output, reused, expires, history } = *self;
+        let stream = stream.moved()?;
+        // The new reactor has reported nothing yet, so a look at the socket is needed.
+        match stream.arrived() {
+            Some(true) => history.poison(Poison::EarlyBytes),
+            None => return Some(Box::new(Self { stream, input, output, reused, expires, history })),
+            Some(false) => {}
+        }
+        None
+    }
+
     fn expires(&self) -> Instant {
         self.expires
     }

@@ -160,9 +160,6 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
     let runtime = context.runtime;
     config.daemon |= context.daemon;
     config.threads.get_or_insert(Number::near(u32::try_from(context.cpus).unwrap_or(u32::MAX)));
-    // If several threads do not share their work, Pingora loses every tenth connection to a backend. The cause is a
-    // race between the thread that watches the idle connection and the thread that reuses it.
-    config.work_stealing.get_or_insert(config.threads.is_none_or(|threads| threads.get() > 1));
     if config.daemon {
         config.pid_file = config.pid_file.take().or_else(|| as_text(&runtime.pid_file()));
     }
@@ -277,7 +274,7 @@ fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
         group: config.group.clone(),
         working_directory: config.working_directory.as_ref().map(|directory| directory.get().0.clone()),
         listener_tasks_per_fd: config.listener_tasks_per_fd.as_usize(),
-        work_stealing: config.work_stealing.unwrap_or(true),
+        work_stealing: config.work_stealing,
         ca_file: config.ca_file.as_ref().map(|path| path.get().0.clone()),
         client_bind_to_ipv4: config.client_bind_to_ipv4.iter().map(|source| source.get().0).collect(),
         client_bind_to_ipv6: config.client_bind_to_ipv6.iter().map(|source| source.get().0).collect(),

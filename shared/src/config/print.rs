@@ -11,8 +11,8 @@ use super::sections::Config;
 use crate::process::logging::LogFilter;
 
 /// The paths of the keys whose default depends on the machine or on the path of the file.
-const FROM_SURROUNDINGS: [&[&str]; 5] =
-    [&["threads"], &["pid_file"], &["upgrade_sock"], &["work_stealing"], &["control", "socket"]];
+const FROM_SURROUNDINGS: [&[&str]; 4] =
+    [&["threads"], &["pid_file"], &["upgrade_sock"], &["control", "socket"]];
 
 /// Returns the [`FROM_SURROUNDINGS`] that a file does not give.
 pub(super) fn absent(root: &Node) -> Vec<&'static [&'static str]> {
@@ -63,7 +63,6 @@ fn unset(key: &str, plan: &Plan) -> String {
     let in_background = |yes: &str, no: &str| if server.daemon { yes } else { no }.to_owned();
     match key {
         "threads" => server.threads.to_string(),
-        "work_stealing" => server.work_stealing.to_string(),
         "upgrade_sock" => server.upgrade_sock.display().to_string(),
         "pid_file" => {
             let path = server.runtime.pid_file().display().to_string();

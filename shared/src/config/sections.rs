@@ -62,10 +62,10 @@ pub struct Config {
     /// Number of tasks per listener that accept connections.
     #[serde(default = "one")]
     pub(crate) listener_tasks_per_fd: Threads,
-    /// Whether the threads of a service take work from each other. With a single thread this only costs CPU time;
-    /// default: `true` with more than one thread.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) work_stealing: Option<bool>,
+    /// Whether the threads of a service take work from each other. Otherwise, a connection stays on one thread, which
+    /// costs less CPU time per request.
+    #[serde(default)]
+    pub(crate) work_stealing: bool,
     /// PEM file with the authorities that sign the certificates of backends; default: the authorities of the system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ca_file: Option<Text<ReadPath>>,

@@ -109,10 +109,7 @@ impl Diff {
         self.needs("group", *group != new.group);
         self.needs("working_directory", *working_directory != new.working_directory);
         self.needs("listener_tasks_per_fd", *listener_tasks_per_fd != new.listener_tasks_per_fd);
-        // The default of `work_stealing` follows from `threads`, so a change of `threads` alone is not reported for
-        // both.
-        let stealing = *threads == new.threads && *work_stealing != new.work_stealing;
-        self.needs("work_stealing", stealing);
+        self.needs("work_stealing", *work_stealing != new.work_stealing);
         self.needs("client_bind_to_ipv4", *client_bind_to_ipv4 != new.client_bind_to_ipv4);
         self.needs("client_bind_to_ipv6", *client_bind_to_ipv6 != new.client_bind_to_ipv6);
         let size = *upstream_keepalive_pool_size != new.upstream_keepalive_pool_size;
@@ -560,13 +557,5 @@ routes: [{match: {host: 'c.example.com', path: [/x, /y], method: GET, header: {X
             "control.socket",
         ];
         assert!(keys.iter().all(|key| found.needs_process.contains(key)), "{:?}", found.needs_process);
-    }
-
-    #[test]
-    fn a_default_that_follows_from_another_key_is_not_reported() {
-        let one = plan(&format!("threads: 1\n{BASE}"));
-        let keys = |new| Diff::between(&one, &plan(&format!("{new}{BASE}")), &|_, _| 0).needs_process;
-        assert_eq!(keys("threads: 2\n"), ["threads"]);
-        assert_eq!(keys("threads: 1\nwork_stealing: true\n"), ["work_stealing"]);
     }
 }
