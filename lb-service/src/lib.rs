@@ -39,7 +39,7 @@
 //!     └── Exchange                  one request from its head to its log line          exchange/
 //!         ├── Snapshot              one per request                                    snapshot.rs
 //!         │   ├── Listeners         which listener a connection came through           listener.rs
-//!         │   ├── RouteTable        which pool a request goes to                       route.rs
+//!         │   ├── RouteTable        which pool a request goes to                       route/
 //!         │   ├── TrustedProxies    the client data that backends get                  forwarded.rs
 //!         │   ├── Pool              which backend, and how to connect to it            pool/
 //!         │   │   └── Arc<LoadBalancer<Policy>>   members, readiness, the next one     policy/
