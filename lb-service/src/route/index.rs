@@ -44,23 +44,17 @@ struct Hosts {
 
 /// The hosts that a route must match.
 #[derive(Clone, Copy)]
-pub(super) enum SoughtHost {
+pub(super) enum SoughtHost<'a> {
     /// Any host, and also none.
     Any,
     /// This address.
     Address(Ipv6Addr),
-    /// This name.
-    Name(ReversedName),
-    /// All names below a domain.
-    Below(ReversedName),
+    /// This name, or all names below a domain, reversed.
+    Name(Sought<'a>),
 }
 
-/// The end of a name in lower case, from the last byte to the first. It is long enough for every pattern.
-#[derive(Clone, Copy)]
-pub(super) struct ReversedName {
-    bytes: [u8; ReversedName::MAX],
-    len: u8,
-}
+/// The space for the end of a name in lower case, from the last byte to the first. It is long enough for every pattern.
+pub(super) struct Reversed([u8; Reversed::MAX]);
 
 // === impl Index ===
 
@@ -80,36 +74,39 @@ impl Index {
     }
 
     /// Returns the host of a request.
-    pub(super) fn host_of(&self, host: Option<&str>) -> SoughtHost {
+    pub(super) fn host_of<'a>(&self, host: Option<&str>, space: &'a mut Reversed) -> SoughtHost<'a> {
         // Without host patterns there is no need to read the host.
         let is_used = !self.names.is_empty() || !self.addresses.is_empty();
-        host.filter(|_| is_used).and_then(Host::parse).map_or(SoughtHost::Any, SoughtHost::of)
+        let host = host.filter(|_| is_used).and_then(Host::parse);
+        host.map_or(SoughtHost::Any, |host| SoughtHost::of(host, space))
     }
 
     /// Returns the first position below `limit` of a route for the host and the path that `is_meant`. The path `None`
     /// stands for any path.
     pub(super) fn first(
         &self,
-        host: &SoughtHost,
+        host: SoughtHost<'_>,
         path: Option<Sought<'_>>,
         limit: usize,
         is_meant: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         let mut first = limit;
-        for positions in self.paths_of(host).flat_map(|paths| paths.find(path)) {
+        let mut search = |positions: &Positions| {
             let mut earlier = positions.iter().copied().take_while(|position| *position < first);
             first = earlier.find(|position| is_meant(*position)).unwrap_or(first);
-        }
+        };
+        // `for_each` is faster than a loop over chained iterators.
+        self.paths_of(host).for_each(|paths| paths.find(path).for_each(&mut search));
         (first < limit).then_some(first)
     }
 
-    fn paths_of(&self, host: &SoughtHost) -> impl Iterator<Item = &Paths> {
-        let named = host.name().filter(|_| !self.names.is_empty()).map(|name| self.names.find(name));
-        let address = match host {
-            SoughtHost::Address(address) => self.addresses.get(address),
-            _ => None,
+    fn paths_of(&self, host: SoughtHost<'_>) -> impl Iterator<Item = &Paths> {
+        let (name, address) = match host {
+            SoughtHost::Any => (None, None),
+            SoughtHost::Address(address) => (None, self.addresses.get(&address)),
+            SoughtHost::Name(name) => (Some(self.names.find(name)), None),
         };
-        named.into_iter().flatten().chain(address).chain([&self.any_host]).map(|paths| &**paths)
+        name.into_iter().flatten().chain(address).chain([&self.any_host]).map(|paths| &**paths)
     }
 }
 
@@ -132,7 +129,7 @@ impl Hosts {
     }
 
     fn named(&mut self, name: &str) -> &mut Entry<Positions> {
-        self.names.entry(ReversedName::new(name).as_bytes().into()).or_default()
+        self.names.entry(Reversed::new().fill(name).into()).or_default()
     }
 }
 
@@ -190,50 +187,41 @@ impl PathPattern {
 
 // === impl SoughtHost ===
 
-impl SoughtHost {
+impl<'a> SoughtHost<'a> {
     /// Returns all hosts that this pattern matches.
-    pub(super) fn of_pattern(pattern: &HostPattern) -> Self {
+    pub(super) fn of_pattern(pattern: &HostPattern, space: &'a mut Reversed) -> Self {
         match pattern.rule() {
-            HostRule::Exact(name) => Self::Name(ReversedName::new(name)),
-            HostRule::Below(domain) => Self::Below(ReversedName::new(domain)),
+            HostRule::Exact(name) => Self::Name(Sought::Text(space.fill(name))),
+            HostRule::Below(domain) => Self::Name(Sought::Below(space.fill(domain))),
             HostRule::Ipv6(address) => Self::Address(*address),
         }
     }
 
-    fn of(host: Host<'_>) -> Self {
+    fn of(host: Host<'_>, space: &'a mut Reversed) -> Self {
         match host {
             Host::Ipv6(address) => Self::Address(address),
             // No pattern matches a name with an empty label.
             Host::Name(name) if name.split('.').any(str::is_empty) => Self::Any,
-            Host::Name(name) => Self::Name(ReversedName::new(name)),
-        }
-    }
-
-    fn name(&self) -> Option<Sought<'_>> {
-        match self {
-            Self::Name(name) => Some(Sought::Text(name.as_bytes())),
-            Self::Below(domain) => Some(Sought::Below(domain.as_bytes())),
-            Self::Any | Self::Address(_) => None,
+            Host::Name(name) => Self::Name(Sought::Text(space.fill(name))),
         }
     }
 }
 
-// === impl ReversedName ===
+// === impl Reversed ===
 
-impl ReversedName {
+impl Reversed {
     /// The length of the longest pattern with its dot, and another byte that makes longer names differ from it.
     const MAX: usize = MAX_NAME + 2;
 
-    fn new(name: &str) -> Self {
-        let mut bytes = [0; Self::MAX];
-        let len = name.len().min(Self::MAX);
-        for (to, from) in bytes.iter_mut().zip(name.bytes().rev()) {
-            *to = from.to_ascii_lowercase();
-        }
-        Self { bytes, len: len as u8 }
+    pub(super) fn new() -> Self {
+        Self([0; Self::MAX])
     }
 
-    fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+    fn fill(&mut self, name: &str) -> &[u8] {
+        let reversed = &mut self.0[..name.len().min(Self::MAX)];
+        for (to, from) in reversed.iter_mut().zip(name.bytes().rev()) {
+            *to = from.to_ascii_lowercase();
+        }
+        reversed
     }
 }

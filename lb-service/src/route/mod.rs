@@ -22,7 +22,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::listener::ListenerId;
 use crate::pool::{Fields, Head, PoolId};
-use index::Index;
+use index::{Index, Reversed};
 use pattern::Host;
 pub use pattern::{HostPattern, HostPatternError, PathPattern};
 use prefixes::Sought;
@@ -91,8 +91,12 @@ impl<F> Copy for RequestView<'_, F> {}
 #[derive(Clone, Debug)]
 pub struct RouteTable {
     routes: Box<[Route]>,
-    index: Index,
+    /// Finds the routes for a request. A table with few patterns has no index, because it is faster to try all routes.
+    index: Option<Index>,
 }
+
+/// The number of patterns from which an index is faster. Two of them are the host and the path of one route.
+const MANY_PATTERNS: usize = 64;
 
 /// The first criterion of a route that a request does not match, in the order of the variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +129,9 @@ pub enum RouteMatch<'a> {
 impl RouteTable {
     /// Creates a table that tries `routes` in this order.
     pub fn new(routes: Vec<Route>) -> Self {
-        Self { index: Index::new(&routes), routes: routes.into() }
+        let patterns: usize = routes.iter().map(Route::patterns).sum();
+        let index = (patterns >= MANY_PATTERNS).then(|| Index::new(&routes));
+        Self { index, routes: routes.into() }
     }
 
     /// Returns the pool of the first route that matches.
@@ -135,9 +141,22 @@ impl RouteTable {
 
     /// Returns the index of the first route that matches.
     pub(crate) fn position(&self, request: &RequestView<'_, impl Fields>) -> Option<usize> {
-        let host = self.index.host_of(request.host);
+        match &self.index {
+            Some(index) => self.look_up(index, request),
+            None => self.scan(request),
+        }
+    }
+
+    fn look_up(&self, index: &Index, request: &RequestView<'_, impl Fields>) -> Option<usize> {
+        let mut space = Reversed::new();
+        let host = index.host_of(request.host, &mut space);
         let path = Some(Sought::Text(request.path.as_bytes()));
-        self.index.first(&host, path, self.routes.len(), |index| self.routes[index].accepts(request))
+        index.first(host, path, self.routes.len(), |index| self.routes[index].accepts(request))
+    }
+
+    fn scan(&self, request: &RequestView<'_, impl Fields>) -> Option<usize> {
+        let host = request.host.and_then(Host::parse);
+        self.routes.iter().position(|route| route.mismatch(request, host).is_none())
     }
 
     /// Returns the relation of each route to a request, in the order of the table. At most one is
@@ -169,6 +188,11 @@ impl Route {
     pub fn any(pool: PoolId) -> Self {
         let path = AnyOf::One(PathPattern::Any);
         Self { listener: None, host: None, path, methods: vec![], headers: vec![], pool }
+    }
+
+    /// Returns the number of patterns for hosts and paths.
+    fn patterns(&self) -> usize {
+        self.host.as_ref().map_or(0, |hosts| hosts.as_slice().len()) + self.path.as_slice().len()
     }
 
     /// Returns whether a request that matches by its host and path also matches by the other criteria.
@@ -560,6 +584,7 @@ mod tests {
                 let explained = table.explain(&request.view());
                 let taken = explained.iter().position(|found| *found == RouteMatch::Taken);
                 prop_assert_eq!(taken, table.position(&request.view()));
+                prop_assert_eq!(taken, table.look_up(&Index::new(&routes), &request.view()));
             }
         }
 

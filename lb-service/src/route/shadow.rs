@@ -1,6 +1,6 @@
 //! Routes that no request can reach.
 
-use super::index::{Index, SoughtHost};
+use super::index::{Index, Reversed, SoughtHost};
 use super::{AnyOf, HostPattern, PathPattern, Route};
 
 /// Returns the routes that no request can reach, each with the first earlier route that matches everything it matches:
@@ -17,9 +17,10 @@ fn first_cover(routes: &[Route], index: &Index, late: usize) -> Option<usize> {
     let route = &routes[late];
     // A route that covers all hosts and paths of this one also covers the first of them.
     let host = route.host.as_ref().and_then(|hosts| hosts.as_slice().first());
-    let host = host.map_or(SoughtHost::Any, SoughtHost::of_pattern);
+    let mut space = Reversed::new();
+    let host = host.map_or(SoughtHost::Any, |host| SoughtHost::of_pattern(host, &mut space));
     let path = route.path.as_slice().first().and_then(PathPattern::sought);
-    index.first(&host, path, late, |early| routes[early].covers(route))
+    index.first(host, path, late, |early| routes[early].covers(route))
 }
 
 // === impl Route ===
