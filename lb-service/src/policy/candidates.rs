@@ -112,6 +112,13 @@ impl Candidates {
         self.steps.next()
     }
 
+    /// Returns the next backend as an index of [`Policy::backends`].
+    pub(crate) fn next_index(&mut self) -> Option<usize> {
+        self.reject_current();
+        self.current = self.advance();
+        self.current
+    }
+
     fn reject_current(&mut self) {
         if let Some(index) = self.current.take() {
             self.rejected.insert(index);
@@ -147,9 +154,7 @@ impl Candidates {
 
 impl BackendIter for Candidates {
     fn next(&mut self) -> Option<&Backend> {
-        self.reject_current();
-        self.current = self.advance();
-        self.current.map(|index| &self.policy.backends[index])
+        self.next_index().map(|index| &self.policy.backends[index])
     }
 }
 

@@ -334,6 +334,11 @@ impl Policy {
         Self { algorithm, backends, weights, mean_weight, loads, order, rule, cursor, seed, clock }
     }
 
+    /// Returns the backends, in the order of their addresses.
+    pub(crate) fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
     /// Returns the candidates that the next request with this key will be offered if nothing changes. The shared cursor
     /// stays where it is, so requests are not affected.
     pub(crate) fn ahead(self: &Arc<Self>, key: &[u8]) -> Candidates {

@@ -180,7 +180,7 @@ impl Pool {
     }
 
     fn eject(&self, backend: &Arc<Backend>, why: Cause, now: Instant) {
-        let Some(which) = self.index(&backend.address) else { return };
+        let Some(which) = self.index_of(backend) else { return };
         let members: Vec<_> = self
             .backends
             .iter()

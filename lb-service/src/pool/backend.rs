@@ -4,7 +4,7 @@
 //! when the configuration changes, and requests from before and after the change use the same history.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
@@ -41,6 +41,10 @@ pub struct Backend {
     pub(super) identity: pingora::lb::Backend,
     /// The state that the settings give the backend, in effect when its pool [`enters`](super::Pool::enter).
     pub(super) admin: Admin,
+    /// The index in [`Pool::backends`](super::Pool::backends) of its pool.
+    pub(super) index: usize,
+    /// Whether the health checks passed when the pool was last evaluated, which happens after each change.
+    ready: AtomicBool,
     target: Target,
     idle: Arc<IdleConnections>,
 }
@@ -134,6 +138,7 @@ impl Backend {
     pub(super) fn new(
         pool: &PoolSettings,
         backend: &BackendSettings,
+        index: usize,
         policy: &PolicyConfig,
         kept: &Kept,
         now: Instant,
@@ -148,6 +153,8 @@ impl Backend {
             history: kept.histories.of(&backend.address, || History::new(now)),
             identity,
             admin: backend.admin,
+            index,
+            ready: AtomicBool::new(true),
             target: Target::of(pool, &backend.address, &kept.upstreams),
             idle: kept.upstreams.idle(&backend.address),
         }
@@ -161,6 +168,15 @@ impl Backend {
     /// Returns the state that an operator set.
     pub fn admin(&self) -> Admin {
         self.history.admin()
+    }
+
+    /// Returns whether the health checks passed when the pool was last evaluated.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
     }
 
     /// Returns the current state. `ready` is the result of the health checks.

@@ -10,8 +10,6 @@
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-use pingora::lb::selection::BackendIter;
-
 use super::Pool;
 use super::availability::Availability;
 use super::backend::{Backend, BackendState};
@@ -80,7 +78,7 @@ impl Pool {
     /// Returns the backend that this request would go to, and the reasons against the others. Requests that wait in the
     /// queue are ignored.
     pub fn explain(&self, request: &PickRequest<'_>) -> Explanation {
-        let policy = &self.policy;
+        let policy = &self.selector;
         let availability = self.assessed(request.now);
         let rehearsal = Rehearse::new(policy.clone());
         let taken = self.pick(request, availability, &rehearsal).map(|(backend, ())| backend);
@@ -105,9 +103,12 @@ impl Pool {
 
     /// Returns all backends in the order in which the next request with this key would be offered them.
     fn in_order(&self, policy: &Arc<Policy>, key: &[u8]) -> Vec<Arc<Backend>> {
-        let mut candidates = policy.ahead(key);
-        let next = || self.offered(candidates.next()?).cloned();
-        std::iter::from_fn(next).collect()
+        let backends = RefCell::new(Vec::new());
+        self.offer(&mut policy.ahead(key), |backend| {
+            backends.borrow_mut().push(backend.clone());
+            false
+        });
+        backends.into_inner()
     }
 
     fn judge(
@@ -193,13 +194,9 @@ impl Rehearse {
 impl Purpose for Rehearse {
     type Place = ();
 
-    fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&pingora::lb::Backend, bool) -> bool) {
+    fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&Arc<Backend>) -> bool) {
         let mut candidates = self.policy.ahead_from(key, self.step.get());
-        while let Some(candidate) = candidates.next() {
-            if accept(candidate, pool.balancer.backends().ready(candidate)) {
-                break;
-            }
-        }
+        pool.offer(&mut candidates, accept);
         if let Some(step) = candidates.next_step() {
             self.step.set(step);
         }
@@ -377,18 +374,13 @@ mod tests {
                 passed_over.chain([backend.load.in_flight(), backend.ejections()]).collect::<Vec<_>>()
             };
             let counters = self.pool.counters();
-            let of_pool = [self.pool.in_flight(), counters.panics.get(), self.pool.outlook_step()];
+            let of_pool =
+                [self.pool.in_flight(), counters.panics.get(), self.pool.selector.next_step() as u64];
             self.pool.backends().iter().flat_map(of_backend).chain(of_pool).collect()
         }
 
         fn explain(&self, key: &[u8]) -> Explanation {
             self.pool.explain(&self.request(key, None, &Tried::new(), 0.0))
-        }
-    }
-
-    impl Pool {
-        fn outlook_step(&self) -> u64 {
-            self.policy.next_step() as u64
         }
     }
 

@@ -56,8 +56,8 @@
 //! # Structure
 //!
 //! Pingora's [`LoadBalancer`] keeps the members and their readiness. The proxy, the health checks and the metrics share
-//! it as one `Arc`. Our [`Policy`] decides the order. The state that the proxy itself keeps about a backend is in
-//! [`Backend`], stored by address beside the selector, because Pingora builds a new selector on every change.
+//! it as one `Arc`. Our [`Policy`] decides the order. It names a backend by its index, so the cost of a pick does not
+//! depend on the number of backends. The state that the proxy itself keeps about a backend is in [`Backend`].
 //!
 //! ```text
 //! Dispatch                       one request, from its first attempt to its response    dispatch.rs
@@ -66,8 +66,8 @@
 //! ├── Queue                      requests that wait until a backend has room            queue.rs
 //! Pool::place                    selects a backend for a request                        pick.rs
 //! ├── Sticky                     the backend that a cookie names, if it can be used     sticky.rs, session_keys.rs
-//! ├── LoadBalancer<Policy>       the others, best first                                 ../policy/
-//! │   └── Pool::skip_reason      why a candidate is skipped                             pick.rs
+//! ├── Policy                     the others, best first                                 ../policy/
+//! │   └── skip_reason            why a candidate is skipped                             pick.rs
 //! │       ├── Availability       backups, panic                                         availability.rs
 //! │       ├── OutlierRecord      ejections                                              outlier.rs
 //! │       └── Comeback           slow start                                             slow_start.rs
@@ -141,7 +141,7 @@ pub use settings::{
 };
 
 use crate::clock::Clock;
-use crate::policy::{Algorithm, Policy, PolicyConfig};
+use crate::policy::{Algorithm, Candidates, Policy, PolicyConfig};
 use crate::stats::{Counter, Gauge};
 use availability::Member;
 use backend::Kept;
@@ -159,7 +159,7 @@ pub(crate) use upstreams::Upstreams;
 pub struct Pool {
     /// The name in the configuration, metrics and logs.
     pub name: Arc<str>,
-    /// Membership, readiness and selection, shared with the health checks and the metrics.
+    /// Membership and readiness, shared with the health checks and the metrics.
     pub balancer: Arc<LoadBalancer<Policy>>,
     /// The `Host` header sent to the backends; `None` means that the client's own is kept.
     pub host: Option<HeaderValue>,
@@ -173,9 +173,11 @@ pub struct Pool {
     cache: AvailabilityCache,
     /// The backends, sorted by address, so that a pick finds its counters without hashing.
     backends: Box<[Arc<Backend>]>,
-    /// The selector for requests. Pingora's `select_with` has the same one, but hashes each candidate to find out whether
-    /// it was offered before, and copies it. Ours offers each candidate once.
-    policy: Arc<Policy>,
+    /// Selects the next backend. Pingora's own selector stays unused: a pick through it would allocate, and hash and
+    /// search the address of each candidate.
+    selector: Arc<Policy>,
+    /// For each backend of the selector, its index in `backends`.
+    places: Box<[usize]>,
     shared: SharedState,
 }
 
@@ -418,17 +420,20 @@ impl Pool {
 
     fn build(settings: &PoolSettings, shared: SharedState) -> Self {
         let now = shared.clock.now();
-        let made = settings
-            .backends
-            .iter()
-            .map(|backend| Arc::new(Backend::new(settings, backend, &shared.policy, &shared.kept, now)));
-        let mut backends: Box<[_]> = made.collect();
-        backends.sort_by(|one, other| one.address.cmp(&other.address));
-        let balancer = Arc::new(balancer(settings, &shared));
-        let policy = Policy::build_with_config(&balancer.backends().get_backend(), &shared.policy);
+        let mut sorted: Vec<_> = settings.backends.iter().collect();
+        sorted.sort_by(|one, other| one.address.cmp(&other.address));
+        let made = sorted.into_iter().enumerate().map(|(index, backend)| {
+            Arc::new(Backend::new(settings, backend, index, &shared.policy, &shared.kept, now))
+        });
+        let backends: Box<[_]> = made.collect();
+        let balancer = balancer(settings, &shared);
+        let selector =
+            Arc::new(Policy::build_with_config(&balancer.backends().get_backend(), &shared.policy));
         Self {
             name: settings.name.clone(),
-            balancer,
+            balancer: Arc::new(balancer),
+            places: places(&selector, &backends),
+            selector,
             host: settings.host.clone(),
             upgrades: settings.upgrades.clone(),
             queue_timeout: settings.timeouts.queue,
@@ -439,7 +444,6 @@ impl Pool {
             }),
             cache: AvailabilityCache::new(now),
             backends,
-            policy: Arc::new(policy),
             shared,
         }
     }
@@ -539,19 +543,33 @@ impl Pool {
         backend.state(self.is_ready(backend), now)
     }
 
-    /// Returns the backend that Pingora offers as `candidate`.
-    fn offered(&self, candidate: &pingora::lb::Backend) -> Option<&Arc<Backend>> {
-        let index =
-            self.backends.binary_search_by(|known| known.address.cmp_pingora(&candidate.addr)).ok()?;
-        self.backends.get(index)
+    /// Offers the candidates until `accept` takes one.
+    fn offer(&self, candidates: &mut Candidates, accept: impl Fn(&Arc<Backend>) -> bool) {
+        let backend =
+            |candidate: usize| self.places.get(candidate).and_then(|index| self.backends.get(*index));
+        while let Some(candidate) = candidates.next_index() {
+            if backend(candidate).is_some_and(&accept) {
+                break;
+            }
+        }
     }
 
     fn index(&self, address: &UpstreamAddress) -> Option<usize> {
         self.backends.binary_search_by(|backend| backend.address.cmp(address)).ok()
     }
 
+    /// Returns the index of a backend of this pool, or of the backend with the address of one of another pool.
+    fn index_of(&self, backend: &Backend) -> Option<usize> {
+        let is_same = |known: &&Arc<Backend>| known.address == backend.address;
+        let own = self.backends.get(backend.index).filter(is_same);
+        own.map(|own| own.index).or_else(|| self.index(&backend.address))
+    }
+
+    /// Returns the result of the health checks, and stores it at the backend for the next picks.
     fn is_ready(&self, backend: &Backend) -> bool {
-        self.balancer.backends().ready(&backend.identity)
+        let is_ready = self.balancer.backends().ready(&backend.identity);
+        backend.set_ready(is_ready);
+        is_ready
     }
 
     fn members(&self, now: Instant) -> impl Iterator<Item = Member> + Clone {
@@ -653,11 +671,23 @@ impl fmt::Debug for Pool {
     }
 }
 
+/// Returns the index in `backends` for each backend of the selector. Both are sorted by address.
+fn places(selector: &Policy, backends: &[Arc<Backend>]) -> Box<[usize]> {
+    let place = |candidate: &pingora::lb::Backend| {
+        let search = backends.binary_search_by(|known| known.address.cmp_pingora(&candidate.addr));
+        search.unwrap_or(usize::MAX)
+    };
+    selector.backends().iter().map(place).collect()
+}
+
+/// Returns the balancer that keeps the members and their readiness. Its own selector is never asked, so it is a small
+/// one.
 fn balancer(settings: &PoolSettings, shared: &SharedState) -> LoadBalancer<Policy> {
     let members = settings.backends.iter().map(backend::identity).collect();
     let discovery = discovery::Static::new(members);
     let backends = Backends::new_with_health_registry(discovery, shared.registry.clone());
-    let balancer = LoadBalancer::from_backends_with_config(backends, Some(shared.policy.clone()));
+    let unused = PolicyConfig::new(Algorithm::Random);
+    let balancer = LoadBalancer::from_backends_with_config(backends, Some(unused));
     futures::FutureExt::now_or_never(balancer.update())
         .expect("a static list of backends is there at once")
         .expect("a static list of backends cannot fail");
@@ -824,6 +854,8 @@ mod tests {
     use super::*;
 
     use crate::clock::ManualClock;
+    use proptest::collection::vec;
+    use proptest::prelude::{Strategy, any, prop_assert_eq, prop_oneof, proptest};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -1108,6 +1140,41 @@ mod tests {
         assert_eq!((pool.panic_since(), pool.unready_since()), (None, None));
     }
 
+    #[tokio::test]
+    async fn a_pick_sees_the_latest_results_of_the_health_checks() {
+        let down = Arc::new(AtomicBool::new(false));
+        let (clock, manual) = Clock::manual();
+        let check = Some(Box::new(FirstOf(down.clone())) as Box<dyn HealthCheck + Send + Sync>);
+        let registry = Arc::new(HealthRegistry::new());
+        let pool = Pool::with_policy(&settings(&[1, 1]), registry, check, PolicyConfig::default(), &clock);
+        let pool = Arc::new(pool);
+        let successor = succeed(&pool, &settings(&[1, 1]));
+        for (is_down, expected) in [(false, [1, 2]), (true, [2, 2]), (false, [1, 2])] {
+            down.store(is_down, Ordering::Relaxed);
+            pool.balancer.backends().run_health_check(false).await;
+            for pool in [&pool, &successor] {
+                let mut ports = ports(pool, &manual, 2);
+                ports.sort_unstable();
+                assert_eq!(ports, expected);
+            }
+        }
+    }
+
+    /// A check of port 1 that fails while the value is true.
+    struct FirstOf(Arc<AtomicBool>);
+
+    #[async_trait]
+    impl HealthCheck for FirstOf {
+        async fn check(&self, target: &pingora::lb::Backend) -> pingora::Result<()> {
+            let is_first = target.addr.as_inet().is_some_and(|address| address.port() == 1);
+            if is_first { Switch(self.0.clone()).check(target).await } else { Ok(()) }
+        }
+
+        fn health_threshold(&self, _: bool) -> usize {
+            1
+        }
+    }
+
     /// A check that fails while the value is true.
     struct Switch(Arc<AtomicBool>);
 
@@ -1164,5 +1231,33 @@ mod tests {
         let least = PoolSettings { policy: Algorithm::LeastRequest, ..settings(&[1, 1]) };
         let after = succeed(&before, &least);
         assert_eq!(ports(&after, &manual, 3), [2, 2, 2], "the other one is busy");
+    }
+
+    fn any_address() -> impl Strategy<Value = UpstreamAddress> {
+        prop_oneof![
+            (any::<u32>(), 1u16..4).prop_map(|(ip, port)| (std::net::Ipv4Addr::from_bits(ip), port).into()),
+            (any::<u128>(), 1u16..4).prop_map(|(ip, port)| (std::net::Ipv6Addr::from_bits(ip), port).into()),
+            "[a-z]{1,8}".prop_map(|name| format!("unix:/run/{name}.sock").parse().unwrap()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_candidate_of_the_policy_is_the_backend_at_its_address(
+            backends in vec((any_address(), 1u64..4), 1..40),
+        ) {
+            let backend = |(address, weight): (UpstreamAddress, u64)| BackendSettings {
+                weight: Weight::new(weight).unwrap(),
+                ..BackendSettings::new(address)
+            };
+            let (pool, _) = pool(&PoolSettings::new("web", backends.into_iter().map(backend).collect()));
+            prop_assert_eq!(pool.places.len(), pool.selector.backends().len());
+            for (candidate, place) in pool.selector.backends().iter().zip(&pool.places) {
+                prop_assert_eq!(&pool.backends[*place].identity.addr, &candidate.addr);
+            }
+            for (index, backend) in pool.backends.iter().enumerate() {
+                prop_assert_eq!(pool.index_of(backend), Some(index));
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::HeaderValue;
-use pingora::lb::selection::{BackendIter, BackendSelection};
+use pingora::lb::selection::BackendSelection;
 
 use super::address::UpstreamAddress;
 use super::attempt::Attempt;
@@ -71,9 +71,8 @@ pub(super) trait Purpose {
     /// The place of the request at the selected backend.
     type Place;
 
-    /// Offers the candidates for a key, best first, each with whether it passes its health checks, until `accept` takes
-    /// one.
-    fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&pingora::lb::Backend, bool) -> bool);
+    /// Offers the candidates for a key, best first, until `accept` takes one.
+    fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&Arc<Backend>) -> bool);
 
     /// Takes a place at a backend that can hold fewer than `bound` requests.
     fn reserve(&self, backend: &Backend, bound: u64) -> Result<Self::Place, SkipReason>;
@@ -152,7 +151,7 @@ impl Pool {
         self.backends.iter().filter(move |backend| {
             backend.address != also.address
                 && !tried.contains(&backend.address)
-                && self.skip_reason(backend, availability, now).is_none()
+                && skip_reason(backend, availability, now).is_none()
                 && (self.shared.queue.places() > 0 || backend.load.in_flight() < backend.max_requests)
         })
     }
@@ -190,7 +189,7 @@ impl Pool {
         now: Instant,
     ) -> Option<HeaderValue> {
         let sticky = self.sticky.as_ref()?;
-        let index = self.index(&backend.address)?;
+        let index = self.index_of(backend)?;
         let is_elsewhere =
             |session: Session| session.backend != index && self.holds_session(session.backend, now);
         let stays = session.is_some_and(is_elsewhere);
@@ -203,7 +202,7 @@ impl Pool {
         let availability = self.availability(now);
         self.backends
             .get(session)
-            .is_some_and(|backend| self.session_skip_reason(backend, availability, now).is_none())
+            .is_some_and(|backend| session_skip_reason(backend, availability, now).is_none())
     }
 
     fn continue_session<P: Purpose>(
@@ -216,7 +215,7 @@ impl Pool {
         let skip_reason = if request.tried.contains(&backend.address) {
             Some(SkipReason::Tried)
         } else {
-            self.session_skip_reason(backend, availability, request.now)
+            session_skip_reason(backend, availability, request.now)
         };
         match skip_reason.map_or_else(|| purpose.reserve(backend, u64::MAX), Err) {
             Ok(place) => Some((backend.clone(), place)),
@@ -251,8 +250,8 @@ impl Pool {
     fn has_full(&self, request: &PickRequest<'_>, availability: Availability) -> bool {
         self.backends.iter().enumerate().any(|(index, backend)| {
             let skip_reason = match request.session == Some(index) {
-                true => self.session_skip_reason(backend, availability, request.now),
-                false => self.skip_reason(backend, availability, request.now),
+                true => session_skip_reason(backend, availability, request.now),
+                false => skip_reason(backend, availability, request.now),
             };
             skip_reason.is_none() && !request.tried.contains(&backend.address)
         })
@@ -267,9 +266,8 @@ impl Pool {
         purpose: &P,
     ) -> Option<(Arc<Backend>, P::Place)> {
         let taken = Cell::new(None);
-        purpose.offer(self, request.key, |candidate, ready| {
-            let Some(backend) = self.offered(candidate) else { return false };
-            match self.take(backend, ready, availability, pass, request, purpose) {
+        purpose.offer(self, request.key, |backend| {
+            match self.take(backend, availability, pass, request, purpose) {
                 Ok(place) => taken.set(Some((backend.clone(), place))),
                 Err(skip_reason) => {
                     purpose.note(backend, skip_reason);
@@ -289,15 +287,13 @@ impl Pool {
         request: &PickRequest<'_>,
         purpose: &P,
     ) -> Option<SkipReason> {
-        let (ready, pass) = (self.is_ready(backend), Pass::any(availability));
-        self.take(backend, ready, availability, pass, request, purpose).err()
+        self.take(backend, availability, Pass::any(availability), request, purpose).err()
     }
 
     /// Takes a place at a candidate, or returns why it is skipped.
     fn take<P: Purpose>(
         &self,
         backend: &Backend,
-        ready: bool,
         availability: Availability,
         pass: Pass,
         request: &PickRequest<'_>,
@@ -306,7 +302,7 @@ impl Pool {
         if request.tried.contains(&backend.address) {
             return Err(SkipReason::Tried);
         }
-        skip_reason(backend, ready, availability, request.now).map_or(Ok(()), Err)?;
+        skip_reason(backend, availability, request.now).map_or(Ok(()), Err)?;
         if pass.sound && backend.consecutive_failures() > 0 {
             return Err(SkipReason::Failing);
         }
@@ -317,26 +313,6 @@ impl Pool {
             return Err(SkipReason::SlowStart);
         }
         purpose.reserve(backend, self.bound(backend, availability, request))
-    }
-
-    /// Returns why the backend of a session is skipped. A session stays while its backend drains, but moves if that
-    /// backend is also down or ejected.
-    fn session_skip_reason(
-        &self,
-        backend: &Backend,
-        availability: Availability,
-        now: Instant,
-    ) -> Option<SkipReason> {
-        match self.skip_reason(backend, availability, now) {
-            Some(SkipReason::Draining) if !self.is_ready(backend) => Some(SkipReason::Down),
-            Some(SkipReason::Draining) if backend.history.record.is_ejected(now) => Some(SkipReason::Ejected),
-            Some(SkipReason::Draining) => None,
-            other => other,
-        }
-    }
-
-    fn skip_reason(&self, backend: &Backend, availability: Availability, now: Instant) -> Option<SkipReason> {
-        skip_reason(backend, self.is_ready(backend), availability, now)
     }
 
     /// Returns the maximum of hashed requests that a backend can hold; `u64::MAX` means that there is no bound.
@@ -365,22 +341,28 @@ impl Pool {
 }
 
 /// Returns why a backend is skipped for any request; `None` if it is not.
-fn skip_reason(
-    backend: &Backend,
-    ready: bool,
-    availability: Availability,
-    now: Instant,
-) -> Option<SkipReason> {
+fn skip_reason(backend: &Backend, availability: Availability, now: Instant) -> Option<SkipReason> {
     if backend.backup && availability.level == Level::Primary {
         Some(SkipReason::Backup)
     } else if let Some(skip_reason) = skipped_by_operator(backend) {
         Some(skip_reason)
     } else if availability.panic && backend.backup == (availability.level == Level::Backup) {
         None
-    } else if !ready {
+    } else if !backend.is_ready() {
         Some(SkipReason::Down)
     } else {
         backend.history.record.is_ejected(now).then_some(SkipReason::Ejected)
+    }
+}
+
+/// Returns why the backend of a session is skipped. A session stays while its backend drains, but moves if that
+/// backend is also down or ejected.
+fn session_skip_reason(backend: &Backend, availability: Availability, now: Instant) -> Option<SkipReason> {
+    match skip_reason(backend, availability, now) {
+        Some(SkipReason::Draining) if !backend.is_ready() => Some(SkipReason::Down),
+        Some(SkipReason::Draining) if backend.history.record.is_ejected(now) => Some(SkipReason::Ejected),
+        Some(SkipReason::Draining) => None,
+        other => other,
     }
 }
 
@@ -406,14 +388,8 @@ impl Pass {
 impl Purpose for Serve<'_> {
     type Place = InFlight;
 
-    fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&pingora::lb::Backend, bool) -> bool) {
-        let readiness = pool.balancer.backends();
-        let mut candidates = pool.policy.iter(key);
-        while let Some(candidate) = candidates.next() {
-            if accept(candidate, readiness.ready(candidate)) {
-                return;
-            }
-        }
+    fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&Arc<Backend>) -> bool) {
+        pool.offer(&mut pool.selector.iter(key), accept);
     }
 
     fn reserve(&self, backend: &Backend, bound: u64) -> Result<InFlight, SkipReason> {
