@@ -181,7 +181,7 @@ fn one() -> Threads {
 }
 
 fn keepalive_pool_size() -> Number<1, MAX_COUNT> {
-    Number::near(128)
+    Number::near(4096)
 }
 
 // === impl ShutdownConfig ===
