@@ -42,7 +42,8 @@
 //!         │   ├── RouteTable        which pool a request goes to                       route/
 //!         │   ├── TrustedProxies    the client data that backends get                  forwarded.rs
 //!         │   ├── Pool              which backend, and how to connect to it            pool/
-//!         │   │   └── Arc<LoadBalancer<Policy>>   members, readiness, the next one     policy/
+//!         │   │   ├── Arc<LoadBalancer<Policy>>   members and readiness
+//!         │   │   └── Arc<Policy>       the next backend                               policy/
 //!         │   ├── TrafficCounters   counters of clients and requests                   counters.rs, metrics.rs
 //!         │   └── AccessLog         one line per request                               access_log/, lines.rs
 //!         └── Dispatch              the attempts of the request in its pool            pool/

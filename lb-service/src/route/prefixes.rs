@@ -1,9 +1,9 @@
 //! Finds the prefixes of a text among many, each of which ends where a segment ends.
 //!
 //! The prefixes are sorted, so every prefix of a text is also a prefix of the last entry that is not after the text, or
-//! is that entry. One binary search finds it, and from there each entry leads to its longest prefix. The cost grows with
-//! the logarithm of the number of prefixes and with the number of those that enclose each other, and does not depend on
-//! the length of the text.
+//! is that entry. One binary search finds it, and from there each entry leads to its longest prefix. The cost grows
+//! with the logarithm of the number of prefixes and with the number of those that enclose each other. It does not
+//! depend on the length of the text.
 
 use std::collections::BTreeMap;
 
