@@ -112,7 +112,8 @@ async fn requests(established: Established<'_>, client: &mut Client, mut idle: D
         let Some(place) = acceptance.place(&mut seat) else { return Next::Drop };
         let timeouts = place.listener().timeouts;
         (client.pause, idle) = (timeouts.body, timeouts.idle);
-        match request(established, client, place, served).await {
+        // In a box, so that a waiting connection has no room for it.
+        match Box::pin(request(established, client, place, served)).await {
             Next::Keep => client.release(),
             next => return next,
         }
@@ -141,8 +142,7 @@ async fn request(established: Established<'_>, client: &mut Client, place: Place
     let is_last = limits.requests.is_some_and(|limit| served >= limit.get());
     let connector = &acceptance.connector;
     let around = Surroundings { connection, connector, runtime, limits, timeouts, is_last };
-    // In a box, so that a waiting connection has no room for it.
-    Box::pin(serve(around, client, story)).await
+    serve(around, client, story).await
 }
 
 /// Waits until a request begins. `false`: the client leaves, takes too long, or has to be sent away.
