@@ -105,6 +105,11 @@ const UPSTREAM_CONNECTIONS: Family = Family {
     help: "Requests sent to backends, by whether their connection was reused.",
     labels: &["pool", "backend", "reused"],
 };
+const UPSTREAM_IDLE: Family = Family {
+    name: "lb_upstream_connections_idle",
+    help: "Idle connections to a backend, which wait for a request.",
+    labels: &["pool", "backend"],
+};
 const UPSTREAM_INFORMATIONAL: Family = Family {
     name: "lb_upstream_informational_total",
     help: "Informational (1xx) responses of backends.",
@@ -130,6 +135,11 @@ const RETRIES_DENIED: Family = Family {
     help: "Retries denied because the retry budget was used up.",
     labels: &["pool"],
 };
+const RACES: Family = Family {
+    name: "lb_upstream_connect_races_total",
+    help: "Connection attempts that took so long that another backend was tried as well, by which was connected first.",
+    labels: &["pool", "result"],
+};
 const QUEUE_LENGTH: Family =
     Family { name: "lb_upstream_queue_length", help: "Requests waiting in the queue.", labels: &["pool"] };
 const EJECTIONS: Family = Family {
@@ -153,7 +163,7 @@ const HASH_KEYS_MISSING: Family = Family {
     labels: &["pool"],
 };
 
-const FAMILIES: [&Family; 26] = [
+const FAMILIES: [&Family; 28] = [
     &REQUESTS,
     &REQUEST_DURATION,
     &REQUEST_BYTES,
@@ -170,11 +180,13 @@ const FAMILIES: [&Family; 26] = [
     &UPSTREAM_DURATION,
     &UPSTREAM_IN_FLIGHT,
     &UPSTREAM_CONNECTIONS,
+    &UPSTREAM_IDLE,
     &UPSTREAM_INFORMATIONAL,
     &UPSTREAM_POISONED,
     &UPSTREAM_ERRORS,
     &RETRIES,
     &RETRIES_DENIED,
+    &RACES,
     &QUEUE_LENGTH,
     &EJECTIONS,
     &PANIC,
@@ -280,6 +292,8 @@ impl View<'_> {
             UPSTREAM_IN_FLIGHT
                 .gauge(self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.load.in_flight()))),
             UPSTREAM_CONNECTIONS.counter(connections),
+            UPSTREAM_IDLE
+                .gauge(self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.idle().len() as u64))),
             UPSTREAM_ERRORS.counter(errors),
             EJECTIONS.counter(self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.ejections()))),
         ]
@@ -290,7 +304,11 @@ impl View<'_> {
         let each = |read: &dyn Fn(&Pool) -> u64| {
             self.pools().map(|pool| (vec![&*pool.name], read(pool))).collect::<Vec<_>>()
         };
+        let races = self.pools().flat_map(|pool| {
+            pool.counters().races().map(|(result, n)| (vec![&*pool.name, result.as_str()], n))
+        });
         vec![
+            RACES.counter(races),
             RETRIES.counter(each(&|pool| pool.counters().retries.get())),
             RETRIES_DENIED.counter(each(&|pool| pool.counters().retries_denied.get())),
             QUEUE_LENGTH.gauge(each(&|pool| pool.queue().len())),

@@ -129,6 +129,11 @@ const TESTED: &[(&str, &str)] = &[
     ("pools.*.policy", "balancing::maglev_places_keys_identically_after_a_restart_and_on_every_instance"),
     ("pools.*.retries.attempts", "proxying::each_backend_gets_one_attempt_and_attempts_limits_the_retries"),
     ("pools.*.retries.budget_percent", "retries::retries_during_an_outage_stay_within_the_budget"),
+    (
+        "pools.*.retries.connect_race",
+        "connect_races::connect_race_sets_the_time_after_which_a_connection_is_raced",
+    ),
+    ("pools.*.retries.connect_race", "connect_races::nothing_is_raced_when_connect_race_is_0s"),
     ("pools.*.retries.min_concurrent", "retries::min_concurrent_retries_are_allowed_whatever_the_budget"),
     ("pools.*.retries.when", "retries::only_the_failures_that_when_lists_are_retried"),
     ("pools.*.retries.per_try", "retries::a_hanging_attempt_is_retried_after_per_try"),

@@ -9,6 +9,7 @@ mod balancing;
 mod client_certificates;
 mod clients;
 mod config;
+mod connect_races;
 mod control;
 mod data_path;
 mod edges;

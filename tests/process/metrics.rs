@@ -54,6 +54,8 @@ fn every_documented_metric_family_is_served() {
         ("lb_upstream_request_duration_seconds", "histogram"),
         ("lb_upstream_requests_in_flight", "gauge"),
         ("lb_upstream_connections_total", "counter"),
+        ("lb_upstream_connections_idle", "gauge"),
+        ("lb_upstream_connect_races_total", "counter"),
         ("lb_upstream_errors_total", "counter"),
         ("lb_upstream_retries_total", "counter"),
         ("lb_backend_up", "gauge"),

@@ -13,7 +13,7 @@ use values::{AnyDuration, HostHeader, Number, Percent, PositiveDuration, ReadPat
 use super::backend::BackendConfig;
 use super::balancing::{HashOnConfig, PolicyName, StickyConfig};
 use super::resilience::{OutlierConfig, RetriesConfig};
-use super::scalars::{ServerName, UpgradeProtocol};
+use super::scalars::{ServerName, UpgradeProtocol, unless_zero};
 use crate::pool::{
     ClientCertificate, HashOn, PANIC_THRESHOLD, PoolSettings, SessionKeys, Timeouts, UpstreamTls,
 };
@@ -165,8 +165,8 @@ impl<Check: Default> PoolConfig<Check> {
             self.hash_on.get_or_insert(HashOnConfig::ClientIp);
         }
         self.outlier_detection.complete(self.backends.len());
-        self.retries.complete(self.backends.len());
-        self.timeouts.complete(self.retries.per_try.as_ref());
+        let connect = self.timeouts.complete(self.retries.per_try.as_ref());
+        self.retries.complete(self.backends.len(), connect);
         if !self.is_limited_by_backends() {
             self.limits.max_requests.get_or_insert(Number::near(0));
         }
@@ -252,11 +252,11 @@ impl Default for TimeoutsConfig {
 }
 
 impl TimeoutsConfig {
-    /// Fills in the default for `connect`, which is at most `per_try`.
-    fn complete(&mut self, per_try: Option<&Text<PositiveDuration>>) {
+    /// Fills in the default for `connect`, which is at most `per_try`. Returns `connect`.
+    fn complete(&mut self, per_try: Option<&Text<PositiveDuration>>) -> Duration {
         let default: Text<PositiveDuration> = Text::of(Timeouts::default().connect);
         let shorter = per_try.filter(|per_try| per_try.duration() < default.duration()).cloned();
-        self.connect.get_or_insert(shorter.unwrap_or(default));
+        self.connect.get_or_insert(shorter.unwrap_or(default)).duration()
     }
 
     fn plan(&self) -> Timeouts {
@@ -271,11 +271,6 @@ impl TimeoutsConfig {
             queue: self.queue.as_ref().map_or(defaults.queue, Text::duration),
         }
     }
-}
-
-/// Returns the limit; `None` if it is 0, which means that there is none.
-fn unless_zero(limit: &Text<AnyDuration>) -> Option<Duration> {
-    Some(limit.duration()).filter(|limit| !limit.is_zero())
 }
 
 // === impl LimitsConfig ===

@@ -2,14 +2,16 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 use values::choice::{self, OtherWords};
 use values::number::MAX_COUNT;
-use values::{Number, Percent, PositiveDuration, Ratio, Rejection, Scalar, Text};
+use values::{AnyDuration, Number, Percent, PositiveDuration, Ratio, Rejection, Scalar, Text};
 
+use super::scalars::unless_zero;
 use crate::pool::{OutlierSettings, RetryCause, RetryOn, RetrySettings, SlowBackendSettings};
 
 /// Ejects a backend for some time when its requests fail.
@@ -67,7 +69,7 @@ pub struct RetriesConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_try: Option<Text<PositiveDuration>>,
     /// The most retries in flight, in percent of the pool's requests in flight; default: 20. Retries after a failed
-    /// connection do not count, nor do retries after a reset while another backend is available.
+    /// connection do not count, nor do retries after a reset while another backend is available. Connection races do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_percent: Option<Percent<0, 100>>,
     /// The number of retries in flight that are allowed regardless of `budget_percent`; default: 3.
@@ -77,6 +79,10 @@ pub struct RetriesConfig {
     /// only for idempotent methods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub when: Option<RetryOnConfig>,
+    /// The time after which a connection attempt starts one to another backend. The request goes over the connection
+    /// that is ready first. 0s: never; default: 250ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_race: Option<Text<AnyDuration>>,
 }
 
 /// Failures in the order in which they were written. The list is never empty.
@@ -173,16 +179,32 @@ impl RetriesConfig {
         self.attempts.is_none_or(|attempts| attempts.get() > 0)
     }
 
-    /// Whether the budget limits any retry. It does not limit retries after a failed connection, because nothing was
-    /// sent.
+    /// Whether the budget limits anything. It does not limit retries after a failed connection, because nothing was
+    /// sent, but connection races.
     pub fn needs_budget(&self) -> bool {
         let other = |when: &RetryOnConfig| when.0.iter().any(|word| word.0 != RetryCause::ConnectFailure);
-        self.is_in_effect() && self.when.as_ref().is_none_or(other)
+        self.races() || self.is_in_effect() && self.when.as_ref().is_none_or(other)
+    }
+
+    /// Whether failed connections are retried.
+    pub fn retries_connections(&self) -> bool {
+        let listed = |when: &RetryOnConfig| when.0.contains(&RetryWord(RetryCause::ConnectFailure));
+        self.is_in_effect() && self.when.as_ref().is_none_or(listed)
+    }
+
+    /// Whether `connect_race` does not turn connection races off.
+    pub fn wants_races(&self) -> bool {
+        self.connect_race.as_ref().is_none_or(|race| !race.duration().is_zero())
+    }
+
+    /// Whether connection attempts are raced.
+    fn races(&self) -> bool {
+        self.retries_connections() && self.wants_races()
     }
 
     /// Fills in the defaults of the keys that have an effect in a pool with this number of backends. A pool of one has
-    /// no retries, because each goes to another backend.
-    pub(super) fn complete(&mut self, backends: usize) {
+    /// no retries, because each goes to another backend. `connect` is the time in which a connection must be made.
+    pub(super) fn complete(&mut self, backends: usize, connect: Duration) {
         if backends < 2 {
             return;
         }
@@ -195,6 +217,10 @@ impl RetriesConfig {
         if self.is_in_effect() {
             self.when.get_or_insert_with(|| RetryOnConfig(RetryCause::ALL.map(RetryWord).into()));
         }
+        let race = defaults.connect_race.filter(|race| *race < connect && self.retries_connections());
+        if let Some(race) = race {
+            self.connect_race.get_or_insert_with(|| Text::of(race));
+        }
     }
 
     /// Returns the settings.
@@ -206,6 +232,7 @@ impl RetriesConfig {
             budget_percent: self.budget_percent.map_or(defaults.budget_percent, Percent::get),
             min_concurrent: self.min_concurrent.map_or(defaults.min_concurrent, Number::get),
             on: self.when.as_ref().map_or(defaults.on, RetryOnConfig::plan),
+            connect_race: self.connect_race.as_ref().map_or(defaults.connect_race, unless_zero),
         }
     }
 }
@@ -379,8 +406,6 @@ values::scalar!(RetryWord);
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn json<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
@@ -395,7 +420,7 @@ mod tests {
 
     fn retries(text: &str) -> RetriesConfig {
         let mut section: RetriesConfig = json(text).expect("it is valid");
-        section.complete(2);
+        section.complete(2, Duration::from_secs(3));
         section
     }
 
@@ -426,8 +451,28 @@ mod tests {
         assert!(outliers(r#"{"consecutive_failures":0,"slow_backends":{}}"#).base_ejection.is_some());
         let text = r#"{"attempts":0}"#;
         assert_eq!(serde_json::to_string(&retries(text)).expect("it can be written"), text);
-        let text = r#"{"attempts":1,"when":["connect_failure"]}"#;
+        let text = r#"{"attempts":1,"when":["connect_failure"],"connect_race":"0s"}"#;
         assert_eq!(serde_json::to_string(&retries(text)).expect("it can be written"), text);
+        assert!(retries(r#"{"when":["reset"]}"#).connect_race.is_none());
+        let races = retries(r#"{"when":["connect_failure"]}"#);
+        assert!(races.connect_race.is_some() && races.budget_percent.is_some());
+    }
+
+    #[test]
+    fn a_race_that_would_begin_after_the_connect_timeout_is_not_filled_in() {
+        let races = |connect| {
+            let mut retries = RetriesConfig::default();
+            retries.complete(2, Duration::from_millis(connect));
+            retries.connect_race.is_some()
+        };
+        assert_eq!([100, 250, 251].map(races), [false, false, true]);
+    }
+
+    #[test]
+    fn zero_turns_connection_races_off() {
+        assert_eq!(retries(r#"{"connect_race":"0s"}"#).plan().connect_race, None);
+        let half = Some(Duration::from_millis(500));
+        assert_eq!(retries(r#"{"connect_race":"500ms"}"#).plan().connect_race, half);
     }
 
     #[test]
@@ -437,7 +482,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&outliers).expect("it can be written"), "{}");
         assert_eq!(outliers.plan(), OutlierSettings::default());
         let mut retries: RetriesConfig = json("{}").expect("it is valid");
-        retries.complete(1);
+        retries.complete(1, Duration::from_secs(3));
         assert_eq!(serde_json::to_string(&retries).expect("it can be written"), "{}");
         assert_eq!(retries.plan(), RetrySettings::default());
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use schemars::Schema;
 use values::address::{self, Purpose, is_host_name};
-use values::{PositiveDuration, Rejection, Scalar, TextScalar, path};
+use values::{AnyDuration, PositiveDuration, Rejection, Scalar, Text, TextScalar, path};
 
 use crate::listener::ListenAddress;
 use crate::route::HostPattern;
@@ -36,6 +36,11 @@ pub struct QueryName(pub Arc<str>);
 /// A protocol that a connection can switch to, as in the field `Upgrade`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpgradeProtocol(pub Arc<str>);
+
+/// Returns the limit; `None` if it is 0, which means that there is none.
+pub(super) fn unless_zero(limit: &Text<AnyDuration>) -> Option<Duration> {
+    Some(limit.duration()).filter(|limit| !limit.is_zero())
+}
 
 // === upgrades ===
 

@@ -97,7 +97,8 @@ impl Fault {
 }
 
 impl FaultKind {
-    fn of_backend(self) -> UpstreamError {
+    /// Returns the error of the backend.
+    pub(crate) fn of_backend(self) -> UpstreamError {
         match self {
             Self::Connect => UpstreamError::Connect,
             Self::Tls => UpstreamError::Tls,

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | the head has arrived | [`Exchange::begin`], [`route`](Exchange::route) | the snapshot, the pool and the session |
 //! | a backend is needed | [`admit`](Exchange::admit) | whether the request is placed, waits or is rejected |
+//! | a connection attempt takes long | [`race`](Exchange::race) | whether another backend is tried as well |
 //! | the head is passed on | [`edit_request`](Exchange::edit_request) | the fields about the client |
 //! | the request has ended | [`request_complete`](Exchange::request_complete) | the time limit of this attempt |
 //! | a head comes from the backend | [`respond`](Exchange::respond) | whether it is passed on, and with which fields |
@@ -19,6 +20,7 @@ mod deadlines;
 mod explanation;
 mod fault;
 mod own_response;
+mod race;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use crate::access_log::format_json;
 use crate::explain::Token;
 use crate::forwarded::TrustedProxies;
 use crate::listener::{ListenAddress, Listener, Listeners};
-use crate::pool::{BackendSettings, PoolSettings, StickySettings, UpstreamError};
+use crate::pool::{BackendSettings, Contestant, PoolSettings, StickySettings, UpstreamError};
 use crate::route::{PathPattern, Route, RouteTable};
 use crate::snapshot::SnapshotParts;
 use crate::traffic::Traffic;
@@ -292,6 +292,44 @@ fn a_body_that_breaks_off_is_counted_by_its_side() {
     assert_eq!(counted(), (0, 2), "the whole request has arrived");
     ended(Fault::of_client(FaultKind::Closed), false, false);
     assert_eq!(counted(), (1, 2));
+}
+
+#[test]
+fn the_backend_that_loses_a_race_is_named_in_the_log_and_in_the_explanation() {
+    let bench = Bench::new(|_| {});
+    let head = head("POST", "/api", &[("X-Lb-Explain", "secret")]);
+    let mut exchange = bench.placed(&head);
+    assert_eq!(exchange.race_after(), Some(Duration::from_millis(250)));
+    let second = exchange.race(&head, bench.at()).unwrap();
+    let loser = exchange.win_race(Contestant::Second, bench.now).unwrap();
+    exchange.dispatch.connected(false);
+    assert_eq!(exchange.race_after(), None, "a request has one race");
+    let (mut response, mut line) = (HeaderMap::new(), Vec::new());
+    let decision = exchange.respond(&head, 200, &mut response, UNTOUCHED, bench.at());
+    assert_eq!(decision, Response::PassOn);
+    format_json(&exchange.record(&head, 200, bench.end(Some(200))), &mut line);
+    let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+    assert_eq!((&line["backend"], &line["tries"]), (&(*second.label).into(), &2.into()));
+    assert_eq!(line["tried"], serde_json::json!({ &*loser.backend.label: "connect_race" }));
+    let explanation = response[&X_LB_EXPLAIN].to_str().unwrap();
+    assert!(explanation.contains(&format!("tried={}/connect_race", loser.backend.label)), "{explanation}");
+}
+
+#[test]
+fn an_attempt_that_drops_out_of_a_race_explains_a_request_that_fails() {
+    let bench = Bench::new(|settings| settings.retries.attempts = 1);
+    let mut exchange = bench.placed(&get());
+    exchange.race(&get(), bench.at()).unwrap();
+    exchange.drop_out(Contestant::Second, FaultKind::Tls, "no certificate".to_owned(), bench.now);
+    let fault = Fault::before_request(FaultKind::Connect);
+    assert!(!exchange.fault(&get(), fault, UNTOUCHED, bench.at()), "no other backend is left");
+    let mut line = Vec::new();
+    format_json(&exchange.record(&get(), 502, bench.end(None)), &mut line);
+    let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+    assert_eq!((&line["tries"], &line["reason"]), (&2.into(), &"connect".into()));
+    let mut tried: Vec<_> = line["tried"].as_object().unwrap().values().map(|how| how.as_str()).collect();
+    tried.sort_unstable();
+    assert_eq!(tried, [Some("connect"), Some("tls")]);
 }
 
 #[test]

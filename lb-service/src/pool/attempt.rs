@@ -94,7 +94,7 @@ impl Attempt {
         }
         self.promises = !is_failure(status);
         if !self.promises {
-            self.pool.judge_failure(self, AttemptFailure::Status(status), now);
+            self.pool.judge_failure(&self.backend, AttemptFailure::Status(status), self.started, now);
         } else if status == SWITCHING_PROTOCOLS {
             self.finished();
         }
@@ -123,11 +123,24 @@ impl Attempt {
 
     /// Records a failure of the backend, which can eject it.
     pub fn failed(&mut self, error: UpstreamError, now: Instant) {
-        self.backend.failed(error);
         let time = self.sent.map_or(Duration::ZERO, |sent| now.saturating_duration_since(sent));
-        self.backend.load.penalize(time.max(PENALTY), now);
         self.promises = false;
-        self.pool.judge_failure(self, AttemptFailure::Error(error), now);
+        self.pool.charge(&self.backend, error, self.started, time, now);
+    }
+
+    /// Records that another attempt was connected first. This is no failure, but it has cost time.
+    pub(super) fn overtaken(&self, now: Instant) {
+        self.backend.load.penalize(now.saturating_duration_since(self.started), now);
+    }
+
+    /// Returns the beginning of the attempt.
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Returns the pool that has placed the attempt.
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     /// Returns the time from the beginning of the attempt to the head of the response; `None` if there was none.
@@ -161,11 +174,25 @@ fn penalty(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
 // === impl Pool ===
 
 impl Pool {
-    /// Records that a backend failed a request, and ejects the backend if the threshold is reached.
-    fn judge_failure(&self, attempt: &Attempt, failure: AttemptFailure, now: Instant) {
-        attempt.backend.history.note_failure(failure);
-        if attempt.backend.history.record.failed(&self.settings.outlier_detection, attempt.started) {
-            self.eject(&attempt.backend, Cause::Failures, now);
+    /// Records that an attempt that began at `began` and took `time` of the backend has failed.
+    pub(super) fn charge(
+        &self,
+        backend: &Arc<Backend>,
+        error: UpstreamError,
+        began: Instant,
+        time: Duration,
+        now: Instant,
+    ) {
+        backend.failed(error);
+        backend.load.penalize(time.max(PENALTY), now);
+        self.judge_failure(backend, AttemptFailure::Error(error), began, now);
+    }
+
+    /// Records that a backend failed an attempt, and ejects the backend if the threshold is reached.
+    fn judge_failure(&self, backend: &Arc<Backend>, failure: AttemptFailure, began: Instant, now: Instant) {
+        backend.history.note_failure(failure);
+        if backend.history.record.failed(&self.settings.outlier_detection, began) {
+            self.eject(backend, Cause::Failures, now);
         }
     }
 

@@ -106,7 +106,13 @@ pub struct History {
     errors: [Counter; UpstreamError::ALL.len()],
     /// Connections that were not used again, by [`Poison`].
     poisoned: [Counter; Poison::ALL.len()],
+    /// Whether a connection is being made in the background.
+    has_background: AtomicBool,
 }
+
+/// The one connection attempt in the background that a backend can have, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Background(Arc<History>);
 
 /// What the backends of one pool keep across reloads. Clones share it.
 #[derive(Clone, Debug)]
@@ -294,7 +300,14 @@ impl History {
             passed_over: Default::default(),
             errors: Default::default(),
             poisoned: Default::default(),
+            has_background: AtomicBool::new(false),
         }
+    }
+
+    /// Begins a connection attempt in the background; `None` if there is one already.
+    pub(super) fn background(self: &Arc<Self>) -> Option<Background> {
+        let is_taken = self.has_background.swap(true, Ordering::Relaxed);
+        (!is_taken).then(|| Background(self.clone()))
     }
 
     /// Counts a connection that is not used again.
@@ -328,11 +341,12 @@ impl History {
     }
 
     pub(super) fn note_failure(&self, failure: AttemptFailure) {
-        self.failures.increment();
         let code = match failure {
             AttemptFailure::Error(error) => 1 + error as u16,
             AttemptFailure::Status(status) => status,
+            AttemptFailure::Overtaken => return,
         };
+        self.failures.increment();
         self.latest_failure.store(code, Ordering::Relaxed);
     }
 
@@ -350,6 +364,14 @@ pub(super) fn identity(backend: &BackendSettings) -> pingora::lb::Backend {
         addr: backend.address.to_pingora(),
         weight: backend.weight.get(),
         ext: http::Extensions::new(),
+    }
+}
+
+// === impl Background ===
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.has_background.store(false, Ordering::Relaxed);
     }
 }
 

@@ -11,6 +11,7 @@ use super::attempt::Attempt;
 use super::backend::Backend;
 use super::pick::{Passed, PickError, PickRequest, Tried};
 use super::queue::Waiter;
+use super::race::{Contestant, Loser, Race, Racer};
 use super::reasons::{AttemptFailure, UpstreamError};
 use super::retry::{Failed, Retry, RetryPermit};
 use super::sticky::Session;
@@ -21,9 +22,9 @@ use crate::clock::Now;
 pub struct Dispatch {
     /// The current or the last attempt.
     pub attempt: Option<Attempt>,
-    /// The number of attempts, including replays and failed connections.
+    /// The number of attempts, including replays, failed connections, and the second attempt of a connection race.
     pub tries: u32,
-    /// The backends that failed the request and after which another one was selected.
+    /// The backends that failed the request or lost its connection race, and after which another one was selected.
     pub tried: Tried,
     /// The backends that were skipped.
     pub passed: Passed,
@@ -37,6 +38,12 @@ pub struct Dispatch {
     next: Option<Duration>,
     /// The place of this attempt in the retry budget of the pool.
     permit: Option<RetryPermit>,
+    /// The connection race, while it lasts.
+    race: Option<Box<Race>>,
+    /// Whether the one connection race of the request has begun.
+    has_raced: bool,
+    /// Whether the request has a key that is hashed.
+    has_key: bool,
     /// Whether the one replay for a stale connection is used up.
     replayed: bool,
     /// The place in the queue of the pool while the request waits.
@@ -105,6 +112,7 @@ impl Dispatch {
         let session = self.session.map(|session| session.backend);
         let request = PickRequest { key, session, tried: &self.tried, now: at.time, draw: at.draw };
         self.attempt = Some(pool.place(&request, &mut self.passed)?);
+        self.has_key = !key.is_empty();
         self.last = None;
         self.counted.get_or_insert_with(|| Counted::new(pool));
         self.tries += 1;
@@ -138,6 +146,8 @@ impl Dispatch {
     /// Records a failure of the backend. Returns whether there is to be another attempt.
     pub fn broke(&mut self, pool: &Arc<Pool>, error: UpstreamError, sent: Replayability, at: Now) -> bool {
         let failure = AttemptFailure::Error(error);
+        // A race whose attempts have both failed is over, and its place in the budget is free.
+        self.race = None;
         self.remember(failure);
         let retry = self.decide(pool, failure, sent, at);
         let is_replay = retry.as_ref().is_some_and(|retry| retry.replay);
@@ -170,7 +180,7 @@ impl Dispatch {
             idempotent: sent.idempotent,
             replayable: sent.replayable,
             response_begun: sent.response_begun,
-            tries: (self.tries - u32::from(self.replayed)) as usize,
+            tries: (self.tries - u32::from(self.replayed) - u32::from(self.has_raced)) as usize,
             stale: sent.stale,
             nothing_sent: sent.nothing_sent,
             replayed: self.replayed,
@@ -201,6 +211,80 @@ impl Dispatch {
 
     fn remember(&mut self, failure: AttemptFailure) {
         self.last = self.attempt.as_ref().map(|attempt| (attempt.backend.clone(), failure));
+    }
+}
+
+// === races ===
+
+impl Dispatch {
+    /// Returns the time after which the connection attempt is raced; `None` if it is not.
+    pub(crate) fn race_after(&self, pool: &Pool) -> Option<Duration> {
+        let (has_session, has_key) = (self.session.is_some(), self.has_key);
+        pool.race_after(Racer { has_session, has_key, has_raced: self.has_raced })
+    }
+
+    /// Starts a second attempt, and returns its backend; `None` if there is to be no race.
+    pub(crate) fn race(&mut self, pool: &Arc<Pool>, at: Now) -> Option<Arc<Backend>> {
+        self.race_after(pool)?;
+        let first = self.attempt.as_ref()?.backend.clone();
+        if !pool.has_another(&self.tried, &first, at.time) {
+            return None;
+        }
+        let permit = pool.race_permit()?;
+        let rival = self.rival(pool, first, at)?;
+        let backend = rival.backend.clone();
+        self.has_raced = true;
+        self.tries += 1;
+        self.race = Some(Box::new(Race::new(pool.clone(), rival, permit)));
+        Some(backend)
+    }
+
+    /// Places the second attempt.
+    fn rival(&mut self, pool: &Arc<Pool>, first: Arc<Backend>, at: Now) -> Option<Attempt> {
+        let mut tried: Tried = self.tried.clone();
+        tried.insert(first, AttemptFailure::Overtaken);
+        let request = PickRequest { key: &[], session: None, tried: &tried, now: at.time, draw: at.draw };
+        pool.place(&request, &mut self.passed).ok()
+    }
+
+    /// Records that one of the two attempts is connected. Returns the other one, unless its backend has another attempt
+    /// in the background.
+    pub(crate) fn win(&mut self, winner: Contestant, now: Instant) -> Option<Loser> {
+        let loser = self.part_with(winner.other())?;
+        self.tried.insert(loser.backend.clone(), AttemptFailure::Overtaken);
+        loser.lose(now)
+    }
+
+    /// Records that one of the two attempts has failed. The request goes on with the other one.
+    pub(crate) fn drop_out(&mut self, who: Contestant, error: UpstreamError, now: Instant) {
+        let Some(mut attempt) = self.part_with(who) else { return };
+        attempt.failed(error, now);
+        self.tried.insert(attempt.backend.clone(), AttemptFailure::Error(error));
+    }
+
+    /// Separates an attempt from the request. The other one becomes the current attempt.
+    fn part_with(&mut self, who: Contestant) -> Option<Attempt> {
+        let race = self.race.as_mut()?;
+        let rival = race.rival.take()?;
+        match who {
+            Contestant::First => {
+                race.current = Contestant::Second;
+                self.attempt.replace(rival)
+            }
+            Contestant::Second => Some(rival),
+        }
+    }
+
+    /// Records that the current attempt has a connection, which ends the race, if there is one. `reused` is true if the
+    /// connection was kept alive from an earlier request.
+    pub(crate) fn connected(&mut self, reused: bool) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.connected(reused);
+        }
+        let Some(race) = self.race.take() else { return };
+        if let Some(permit) = race.won() {
+            self.permit = Some(permit);
+        }
     }
 }
 

@@ -88,8 +88,8 @@ impl Drop for Place {
 // === impl IdleConnections ===
 
 impl IdleConnections {
-    /// Takes the newest connection that is still usable, if it was in use in this `recent` time. One of this runtime comes
-    /// first; another one moves here. Connections that are not usable within `limit` are closed.
+    /// Takes the newest connection that is still usable, if it was in use in this `recent` time. One of this runtime
+    /// comes first; another one moves here. Connections that are not usable within `limit` are closed.
     pub fn take(
         &self,
         runtime: RuntimeId,

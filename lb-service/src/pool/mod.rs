@@ -76,6 +76,7 @@
 //!
 //! Pool::retry                    whether a failed request is retried                    retry.rs
 //! └── retry::decide, Budget
+//! Dispatch::race                 whether a second backend is tried while one connects   race.rs
 //! Pool::explain                  the backend that a request would go to, and why        explain.rs
 //! ```
 
@@ -95,6 +96,7 @@ mod idle;
 mod outlier;
 mod pick;
 mod queue;
+mod race;
 mod reasons;
 mod retry;
 mod session_keys;
@@ -131,6 +133,8 @@ pub use head::{Fields, Head};
 pub use idle::{IdleBudget, IdleConnections, Parked, RuntimeId};
 pub use pick::{Passed, PickError, PickRequest, Tried};
 pub use queue::{Queue, QueueFull, Turn, Waiter};
+pub use race::RaceResult;
+pub(crate) use race::{Contestant, Loser};
 pub use reasons::{Poison, SkipReason, UpstreamError};
 pub(crate) use retry::Budget;
 pub use session_keys::{SessionKeys, SessionKeysError};
@@ -249,6 +253,8 @@ pub struct Counters {
     pub retries_denied: Counter,
     /// Requests that lack the value that is hashed.
     pub keys_missing: Counter,
+    /// Connection races, by [`RaceResult`].
+    races: [Counter; RaceResult::ALL.len()],
     /// Attempts in flight at the backends of the pool.
     in_flight: Gauge,
     /// Requests in progress, including those that pause between two attempts.
@@ -296,6 +302,20 @@ struct AvailabilityCache {
     is_superseded: AtomicBool,
     /// The end of the next ejection, in nanoseconds after `began`; `u64::MAX` if no backend is ejected.
     next_return: AtomicU64,
+}
+
+// === impl Counters ===
+
+impl Counters {
+    /// Counts a connection race.
+    pub(crate) fn raced(&self, result: RaceResult) {
+        self.races[result as usize].increment();
+    }
+
+    /// Returns the connection races, by result.
+    pub fn races(&self) -> impl Iterator<Item = (RaceResult, u64)> {
+        RaceResult::ALL.into_iter().zip(self.races.iter().map(Counter::get))
+    }
 }
 
 // === impl Pool ===

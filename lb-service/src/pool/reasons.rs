@@ -56,13 +56,15 @@ pub enum Poison {
     AmbiguousLength,
 }
 
-/// The failure of one attempt at a backend.
+/// The reason why an attempt at a backend did not serve its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AttemptFailure {
     /// There was no complete response.
     Error(UpstreamError),
     /// The response had a status that can be retried.
     Status(u16),
+    /// Another backend was connected first. This is no failure of the backend.
+    Overtaken,
 }
 
 // === impl SkipReason ===
@@ -146,6 +148,7 @@ impl AttemptFailure {
         match self {
             Self::Error(error) => error.as_str().into(),
             Self::Status(status) => status.to_string().into(),
+            Self::Overtaken => "connect_race".into(),
         }
     }
 
@@ -157,6 +160,7 @@ impl AttemptFailure {
             Self::Error(UpstreamError::Timeout) => Some(RetryCause::Timeout),
             Self::Error(UpstreamError::Reset | UpstreamError::Protocol) => Some(RetryCause::Reset),
             Self::Status(status) => RetryCause::of_status(status),
+            Self::Overtaken => None,
         }
     }
 }

@@ -15,6 +15,8 @@
 //! - **Retry**: everything else. The backend might have done the work already, so in an outage each retry adds load
 //!   where there is too much of it. A retry uses an attempt and a place in the [`Budget`].
 //!
+//! The second attempt of a [connection race](super::race) takes a place in the budget as well, but no attempt.
+//!
 //! `Pool::retry` adds the conditions of the pool: another backend must be available, and a retry needs a place in the
 //! budget, with one exception. If a connection broke while another backend is available, a single backend has ended,
 //! and all its requests in flight are retried.
@@ -45,7 +47,7 @@ pub(super) struct Failed {
     pub replayable: bool,
     /// Whether bytes of a response, including one with a 1xx status, have reached the client.
     pub response_begun: bool,
-    /// The attempts so far, including this one. A replay does not count.
+    /// The attempts so far, including this one. A replay and the second attempt of a connection race do not count.
     pub tries: usize,
     /// Whether the connection was kept alive from an earlier request and ended before the first byte of a
     /// response.
@@ -216,7 +218,7 @@ impl Pool {
             return None;
         }
         let permit = match decision {
-            Decision::Retry if self.is_budgeted(failed, tried, backend, at) => Some(self.in_budget()?),
+            Decision::Retry if self.is_budgeted(failed, tried, backend, at) => Some(self.retry_permit()?),
             _ => None,
         };
         self.shared.counters.retries.increment();
@@ -238,8 +240,13 @@ impl Pool {
             || self.others(tried, backend, at.time).all(|other| other.consecutive_failures() > 0)
     }
 
-    fn in_budget(&self) -> Option<RetryPermit> {
-        let permit = self.shared.budget.try_begin(self.requests());
+    /// Takes a place in the budget; `None` if there is none.
+    pub(super) fn budget_place(&self) -> Option<RetryPermit> {
+        self.shared.budget.try_begin(self.requests())
+    }
+
+    fn retry_permit(&self) -> Option<RetryPermit> {
+        let permit = self.budget_place();
         if permit.is_none() {
             self.shared.counters.retries_denied.increment();
         }

@@ -125,13 +125,17 @@ pub struct RetrySettings {
     /// The time limit of one attempt to connect, and then from the end of the request to the head of its response;
     /// `None` means that the limits of [`Timeouts`] apply.
     pub per_try: Option<Duration>,
-    /// The maximum share of retries in the pool's requests in flight, in percent, rounded down. Failed connections do
-    /// not count, nor do connections that broke while another backend is available.
+    /// The maximum share of retries in the pool's requests in flight, in percent, rounded down. Retries after a
+    /// failed connection do not count, nor do those after a connection that broke while another backend is available.
+    /// A connection race counts.
     pub budget_percent: u32,
     /// The number of simultaneous retries that are always allowed.
     pub min_concurrent: u32,
     /// The failures that are retried.
     pub on: RetryOn,
+    /// The time after which a connection attempt starts one to another backend, without a request being sent to either;
+    /// `None` means never. It needs `attempts` and [`RetryCause::ConnectFailure`].
+    pub connect_race: Option<Duration>,
 }
 
 /// A set of [`RetryCause`]s.
@@ -295,7 +299,14 @@ impl Default for OutlierSettings {
 
 impl Default for RetrySettings {
     fn default() -> Self {
-        Self { attempts: 1, per_try: None, budget_percent: 20, min_concurrent: 3, on: RetryOn::ALL }
+        Self {
+            attempts: 1,
+            per_try: None,
+            budget_percent: 20,
+            min_concurrent: 3,
+            on: RetryOn::ALL,
+            connect_race: Some(Duration::from_millis(250)),
+        }
     }
 }
 

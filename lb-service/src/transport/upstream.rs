@@ -62,6 +62,12 @@ pub struct Connector {
     pub(crate) budget: IdleBudget,
 }
 
+/// A connection to a backend that is being made.
+pub(crate) struct Connecting {
+    connecting: Pin<Box<dyn Future<Output = Result<Box<Upstream>, ConnectError>> + Send>>,
+    deadline: Instant,
+}
+
 /// The addresses to connect to backends from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sources {
@@ -115,23 +121,16 @@ impl Connector {
         Some(upstream)
     }
 
-    /// Makes a new connection to this backend, with TLS if its pool has it.
-    ///
-    /// # Errors
-    ///
-    /// If the backend cannot be reached in time, or the handshake fails.
-    pub(crate) async fn connect(&self, backend: &Backend) -> Result<Box<Upstream>, ConnectError> {
+    /// Begins a new connection to this backend, with TLS if its pool has it.
+    pub(crate) fn connect(&self, backend: &Arc<Backend>) -> Connecting {
+        let deadline = Instant::now() + backend.target().connect_timeout;
+        let (connector, backend) = (self.clone(), backend.clone());
+        Connecting { connecting: Box::pin(async move { connector.upstream(&backend).await }), deadline }
+    }
+
+    async fn upstream(&self, backend: &Backend) -> Result<Box<Upstream>, ConnectError> {
         let target = backend.target();
-        let connecting = self.stream(&target.address, target.tls.as_ref());
-        let stream = match tokio::time::timeout(target.connect_timeout, connecting).await {
-            Ok(connected) => connected?,
-            Err(_) => {
-                return Err(ConnectError {
-                    kind: FaultKind::Connect,
-                    reason: io::ErrorKind::TimedOut.into(),
-                });
-            }
-        };
+        let stream = self.stream(&target.address, target.tls.as_ref()).await?;
         let (input, output) = (Input::default(), Output::default());
         let expires = Instant::now() + jittered(target.max_age, fastrand::f64());
         let history = backend.history.clone();
@@ -184,6 +183,37 @@ impl Connector {
         upstream.output.release();
         backend.idle().park(upstream, runtime, &self.budget, now);
     }
+}
+
+// === impl Connecting ===
+
+impl Connecting {
+    /// Waits for the connection.
+    ///
+    /// # Errors
+    ///
+    /// If the backend cannot be reached in time, or the handshake fails.
+    pub(crate) async fn finish(&mut self) -> Result<Box<Upstream>, ConnectError> {
+        let connected = tokio::time::timeout_at(self.deadline.into(), &mut self.connecting).await;
+        connected.unwrap_or_else(|_| Err(timed_out()))
+    }
+
+    /// Waits for the connection, but no longer than `pause`; `None` if it is still being made.
+    ///
+    /// # Errors
+    ///
+    /// As [`finish`](Self::finish).
+    pub(crate) async fn within(&mut self, pause: Duration) -> Option<Result<Box<Upstream>, ConnectError>> {
+        let until = Instant::now() + pause;
+        if until >= self.deadline {
+            return Some(self.finish().await);
+        }
+        tokio::time::timeout_at(until.into(), &mut self.connecting).await.ok()
+    }
+}
+
+fn timed_out() -> ConnectError {
+    ConnectError { kind: FaultKind::Connect, reason: io::ErrorKind::TimedOut.into() }
 }
 
 /// Connects to a Unix socket. While its queue of connections is full, this waits, as TCP does.

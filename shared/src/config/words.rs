@@ -96,7 +96,13 @@ const WORDS: &[(&str, Words)] = &[
     ),
     (
         "pools.*.retries",
-        &[(&["count", "max", "num", "number", "tries", "limit", "max_retries"], "write `attempts: 1`")],
+        &[
+            (&["count", "max", "num", "number", "tries", "limit", "max_retries"], "write `attempts: 1`"),
+            (
+                &["race", "hedge", "hedging", "hedge_policy", "hedge_on_per_try_timeout", "happy_eyeballs"],
+                "write `connect_race: 250ms`, which races connections; no request is sent twice",
+            ),
+        ],
     ),
     (
         "pools.*.outlier_detection",
@@ -790,6 +796,7 @@ const WITHOUT: &[(&str, &str)] = &[
     ("pools.*.host", "remove the key: backends then get the `Host` of the client"),
     ("pools.*.limits", "remove the key: there are no limits without it"),
     ("pools.*.health_check.interval", "to turn the health checks off, write `type: none` instead"),
+    ("pools.*.retries.connect_race", "to turn connection races off, write `connect_race: 0s`"),
     ("pools.*.retries.per_try", "remove the key: the limits of `timeouts` then apply to each attempt"),
     ("pools.*.sticky.ttl", "remove the key: clients then keep the cookie until the browser closes"),
     ("pools.*.timeouts.queue", "to let no request wait, write `limits: {queue: 0}` instead"),

@@ -5,7 +5,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use lb_service::pool::PoolSettings;
+use lb_service::pool::{PoolSettings, RetryCause, RetrySettings};
 use shared::config::{
     Account, Context, Files, Loaded, ProblemId, Problems, Protection, documents, load_text, text,
 };
@@ -55,6 +55,11 @@ fn fits_together(loaded: &Loaded) {
         assert!(ejection.base_ejection <= ejection.max_ejection, "ejections become shorter: {pool:?}");
         let within_response = pool.retries.per_try.is_none_or(|time| time < pool.timeouts.response);
         assert!(within_response, "per_try has no effect: {pool:?}");
+        let race = pool.retries.connect_race.filter(|race| *race >= pool.timeouts.connect);
+        let is_default = race == RetrySettings::default().connect_race;
+        let is_silent = pool.retries.attempts == 0 || pool.backends.len() < 2;
+        let is_silent = is_silent || !pool.retries.on.contains(RetryCause::ConnectFailure);
+        assert!(race.is_none() || is_default || is_silent, "connect_race has no effect: {pool:?}");
         let limited = pool.backends.iter().any(|backend| backend.max_requests.is_some());
         let warned = kinds.contains(&ProblemId::NothingToActOn);
         assert!(pool.queue == 0 || limited || warned, "no request can enter the queue: {pool:?}");

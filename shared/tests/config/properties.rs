@@ -115,6 +115,7 @@ const POOL_KEYS: &[(&str, &[&str])] = &[
     ("retries.per_try", &["500ms", "2s", "60s"]),
     ("retries.budget_percent", &["0", "20", "100"]),
     ("retries.min_concurrent", &["0", "3"]),
+    ("retries.connect_race", &["0s", "100ms", "250ms", "1s", "3s"]),
     ("retries.when", &["[connect_failure]", "[reset, 502]", "[502, \"502\"]", "[]"]),
 ];
 

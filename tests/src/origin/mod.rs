@@ -344,7 +344,30 @@ impl Origin {
 
     #[track_caller]
     fn at(address: SocketAddr, name: &str, tls: Option<Arc<ServerConfig>>) -> Self {
-        let shared = Arc::new(Shared {
+        let shared = Shared::new(name, tls);
+        let listener = Some(Listener::start(address, &shared));
+        Self { address, shared, listener }
+    }
+
+    /// Starts an origin on a socket that listens on this address.
+    fn on(address: SocketAddr, name: &str, socket: Socket) -> Self {
+        let shared = Shared::new(name, None);
+        let listener = Some(Listener::on(socket, &shared));
+        Self { address, shared, listener }
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.refuse();
+    }
+}
+
+// ===== impl Shared =====
+
+impl Shared {
+    fn new(name: &str, tls: Option<Arc<ServerConfig>>) -> Arc<Self> {
+        Arc::new(Self {
             name: name.to_owned(),
             tls,
             behaviour: Mutex::new(Behaviour::Respond(CannedResponse::ok(name))),
@@ -355,15 +378,7 @@ impl Origin {
             most_at_once: AtomicU64::new(0),
             seen: Mutex::default(),
             open: Mutex::default(),
-        });
-        let listener = Some(Listener::start(address, &shared));
-        Self { address, shared, listener }
-    }
-}
-
-impl Drop for Origin {
-    fn drop(&mut self) {
-        self.refuse();
+        })
     }
 }
 
@@ -375,7 +390,11 @@ impl Listener {
         // The first attempt can fail although no other test uses the address: between fork and exec, a process that
         // another test starts holds a copy of the socket that was used to find the free port.
         let listening = wait::poll(wait::LONG, || listen(address).ok());
-        let socket = Arc::new(listening.unwrap_or_else(|| panic!("cannot listen on {address}")));
+        Self::on(listening.unwrap_or_else(|| panic!("cannot listen on {address}")), shared)
+    }
+
+    fn on(socket: Socket, shared: &Arc<Shared>) -> Self {
+        let socket = Arc::new(socket);
         let (accepting, shared) = (Arc::clone(&socket), Arc::clone(shared));
         let thread = thread::spawn(move || accept_until_shut_down(&accepting, &shared));
         Self { socket, thread }

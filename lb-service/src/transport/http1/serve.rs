@@ -10,6 +10,7 @@ use http::Method;
 
 use super::super::upstream::Upstream;
 use super::client::Client;
+use super::race;
 use super::relay::{Limits, Relay};
 use super::request_body::RequestBody;
 use super::story::{Decision, Next, Passing, Story, Surroundings};
@@ -77,8 +78,8 @@ impl Serving<'_> {
             return Err(self.story.exchange.fail(Failure::Rejected(Rejection::BodyTooLarge)));
         }
         loop {
-            let backend = self.place().await?;
-            let Some(mut upstream) = self.connect(&backend).await? else { continue };
+            let mut backend = self.place().await?;
+            let Some(mut upstream) = self.connect(&mut backend).await? else { continue };
             let (attempt, is_kept) = self.attempt(&backend, &mut upstream).await?;
             if is_kept {
                 self.around.connector.keep(upstream, &backend, self.around.runtime, Instant::now());
@@ -108,19 +109,25 @@ impl Serving<'_> {
     /// Waits, but no longer than the client does.
     async fn unless_gone<T>(&mut self, done: impl Future<Output = T>) -> Result<T, Failure> {
         let done = self.client.unless_gone(done).await;
-        done.ok_or_else(|| self.story.exchange.fail(self.body.gone(self.client).failure()))
+        done.ok_or_else(|| self.gone())
     }
 
-    /// Connects to the backend; `None` if that failed and there is to be another attempt.
-    async fn connect(&mut self, backend: &Backend) -> Result<Option<Box<Upstream>>, Failure> {
-        let Surroundings { connector, runtime, .. } = self.around;
-        let recent = self.story.exchange.max_idle(&self.story.head);
-        let connected =
-            match recent.and_then(|recent| connector.idle(backend, runtime, recent, self.story.at)) {
-                Some(upstream) => Ok(upstream),
+    fn gone(&mut self) -> Failure {
+        self.story.exchange.fail(self.body.gone(self.client).failure())
+    }
+
+    /// Connects to the backend, or to another one that is connected before; `None` if that failed and there is to be
+    /// another attempt.
+    async fn connect(&mut self, backend: &mut Arc<Backend>) -> Result<Option<Box<Upstream>>, Failure> {
+        let connected = match self.story.idle(self.around, backend) {
+            Some(upstream) => Ok(upstream),
+            None => {
                 // In a box, because most requests need no new connection.
-                None => self.unless_gone(Box::pin(connector.connect(backend))).await?,
-            };
+                let connecting = Box::pin(race::connect(&mut self.story, self.around, backend));
+                let connected = self.client.unless_gone(connecting).await;
+                connected.ok_or_else(|| self.gone())?
+            }
+        };
         match connected {
             Ok(upstream) => {
                 self.story.connected(upstream.reused);

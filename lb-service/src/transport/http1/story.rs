@@ -138,8 +138,26 @@ impl Story {
         if !reused {
             self.at = Instant::now();
         }
-        if let Some(attempt) = &mut self.exchange.dispatch.attempt {
-            attempt.connected(reused);
+        self.exchange.dispatch.connected(reused);
+    }
+
+    /// Takes an idle connection to this backend that can carry the request.
+    pub(super) fn idle(&self, around: Surroundings<'_>, backend: &Backend) -> Option<Box<Upstream>> {
+        let recent = self.exchange.max_idle(&self.head)?;
+        around.connector.idle(backend, around.runtime, recent, self.at)
+    }
+
+    /// Starts an attempt at a second backend while the first one is connecting; `None` if there is to be none.
+    pub(super) fn race(&mut self) -> Option<Arc<Backend>> {
+        let now = now();
+        self.at = now.time;
+        self.exchange.race(&self.head, now)
+    }
+
+    /// Sets `backend` to that of the current attempt.
+    pub(super) fn current(&self, backend: &mut Arc<Backend>) {
+        if let Some(attempt) = &self.exchange.dispatch.attempt {
+            backend.clone_from(&attempt.backend);
         }
     }
 

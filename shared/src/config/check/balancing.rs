@@ -47,6 +47,7 @@ impl Checker<'_> {
         self.check_slow_start(name, pool);
         self.check_retry_keys(name, pool);
         self.check_retry_causes(name, pool);
+        self.check_connect_race(name, pool);
         self.check_per_try(name, pool);
         self.check_connect(name, pool);
         self.check_limit(name, pool);
@@ -246,7 +247,8 @@ impl Checker<'_> {
         let path = |key: &str| path![name, "retries", key];
         let none = !pool.retries.is_in_effect();
         if self.count(name, pool) == Some(1) && !none {
-            let keys = ["attempts"].into_iter().chain(BUDGET_KEYS).chain(["when"]);
+            let race = ["connect_race"].into_iter().filter(|_| pool.retries.wants_races());
+            let keys = ["attempts"].into_iter().chain(BUDGET_KEYS).chain(["when"]).chain(race);
             let paths: Vec<_> = keys.map(|key| path(key).to_vec()).collect();
             self.useless_alone(name, &paths, "a retry needs a second backend");
             return;
@@ -256,7 +258,8 @@ impl Checker<'_> {
         }
         let budget = BUDGET_KEYS.into_iter().filter(|_| !pool.retries.needs_budget());
         let causes = ["when"].into_iter().filter(|_| none);
-        let dead: Vec<_> = budget.chain(causes).map(|key| path(key).to_vec()).collect();
+        let race = ["connect_race"].into_iter().filter(|_| none && pool.retries.wants_races());
+        let dead: Vec<_> = budget.chain(causes).chain(race).map(|key| path(key).to_vec()).collect();
         let (id, why, hint) = match none {
             true => (
                 Id::SwitchedOff,
@@ -265,7 +268,8 @@ impl Checker<'_> {
             ),
             false => (
                 Id::NothingToActOn,
-                "retries after a failed connection do not use the budget, and `when` lists no other failure",
+                "retries after a failed connection do not use the budget, `when` lists no other failure, and \
+                 `connect_race: 0s` turns connection races off",
                 "add other failures to `when`, or remove the budget",
             ),
         };
@@ -281,6 +285,39 @@ impl Checker<'_> {
             let problem = problem.related(first, "first given here").hint("remove one of the two");
             self.report(&path![name, "retries", "when", index], problem);
         }
+    }
+
+    /// Reports a race that never begins: because failed connections are not retried, or because the connection attempt
+    /// has failed by then.
+    fn check_connect_race(&mut self, name: &str, pool: &Pool) {
+        let path = |section: &'static str, key: &'static str| path![name, section, key];
+        let race_path = path("retries", "connect_race");
+        let Some(race) = pool.retries.connect_race.as_ref().filter(|_| pool.retries.wants_races()) else {
+            return;
+        };
+        if !self.is_written(&race_path) || self.count(name, pool) == Some(1) || !pool.retries.is_in_effect() {
+            return;
+        }
+        if !pool.retries.retries_connections() && !self.root.is_damaged(&path("retries", "when")) {
+            let message = "`connect_race` has no effect: `when` does not list `connect_failure`".to_owned();
+            let hint = "add `connect_failure` to `when`, or remove the key";
+            self.without_effect(Id::NothingToActOn, &race_path, message, hint);
+            return;
+        }
+        let connect_path = path("timeouts", "connect");
+        let Some(connect) = pool.timeouts.connect.as_ref() else { return };
+        if race.duration() < connect.duration() || self.root.is_damaged(&connect_path) {
+            return;
+        }
+        let message = format!(
+            "`connect_race` ({race}) has no effect: it is not shorter than `timeouts.connect` ({connect})"
+        );
+        let hint = format!("make `connect_race` shorter than {connect}, or write `connect_race: 0s`");
+        let mut problem = Problem::new(Id::WithoutEffect, message).hint(hint);
+        if self.is_written(&connect_path) {
+            problem = problem.related(self.root.place(&connect_path), "limits every attempt");
+        }
+        self.report(&race_path, problem);
     }
 
     fn check_per_try(&mut self, name: &str, pool: &Pool) {

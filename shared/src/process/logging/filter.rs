@@ -43,7 +43,7 @@ const OTHER_WORDS: OtherWords = &[
 ];
 
 /// Our modules that log, by their paths.
-const OURS: [&str; 34] = [
+const OURS: [&str; 35] = [
     "health_service::backend",
     "lb_service::access_log::writer",
     "lb_service::pool",
@@ -51,6 +51,7 @@ const OURS: [&str; 34] = [
     "lb_service::pool::tls",
     "lb_service::service",
     "lb_service::transport::http1::connection",
+    "lb_service::transport::http1::race",
     "lb_service::transport::http1::serve",
     "lb_service::transport::listen",
     "metrics_service::endpoints",
