@@ -1,5 +1,5 @@
 # Start with `make demo` and `make test`. Both install missing programs first.
-.PHONY: demo run test setup bench soak
+.PHONY: demo run test setup audit bench soak
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
@@ -20,6 +20,10 @@ test: ## check everything: format, lints, unit, property and process tests, docu
 	$(CARGO) test --workspace
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 	$(CARGO) run --quiet --package shared --bin load_balancer -- demo --once
+
+audit: ## check the dependencies: licences, duplicates, yanked versions, known vulnerabilities
+	@sh deploy/setup.sh build audit
+	@CARGO="$(CARGO)" sh deploy/audit.sh
 
 setup: ## install what the build, the tests and the benchmark need, from Debian's packages
 	@sh deploy/setup.sh build test bench

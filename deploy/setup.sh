@@ -4,6 +4,7 @@
 #
 #   deploy/setup.sh build           a C compiler, cmake and make, to build Pingora and jemalloc
 #   deploy/setup.sh build test      also the programs that the tests run
+#   deploy/setup.sh build audit     also the program that fetches the database of vulnerabilities
 #   deploy/setup.sh build bench     also the programs that the benchmark compares with
 set -eu
 
@@ -26,8 +27,9 @@ for group in "$@"; do
             need promtool prometheus; need prometheus prometheus; need openssl openssl; need ip iproute2
             need man man-db; need unshare util-linux; need setpriv util-linux
             ;;
+        audit) need git git ;;
         bench) need nginx nginx-light; need haproxy haproxy; need wrk wrk; need python3 python3 ;;
-        *) echo "error: unknown group '$group': use build, test or bench" >&2; exit 2 ;;
+        *) echo "error: unknown group '$group': use build, test, audit or bench" >&2; exit 2 ;;
     esac
 done
 
