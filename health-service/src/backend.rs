@@ -4,7 +4,11 @@
 //! is applied before the task starts, so the verdict is there as soon as [`BackendChecks::begin`] returns.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use log::{debug, info, warn};
@@ -95,13 +99,24 @@ impl CheckResult {
     /// Checks the backend at `address` once.
     pub(crate) async fn make(check: &dyn Check, address: &SocketAddr) -> Self {
         let started = Instant::now();
-        let outcome = match check.check(address).await {
+        let checked = caught(check.check(address)).await.unwrap_or(Err(CheckError::Panicked));
+        let outcome = match checked {
             Ok(()) => CheckOutcome::Passed,
             Err(error @ CheckError::Shortage(_)) => CheckOutcome::NotMade(error.to_string()),
             Err(error) => CheckOutcome::Failed(error.to_string()),
         };
         Self { started, took: started.elapsed(), ended: SystemTime::now(), outcome }
     }
+}
+
+/// Returns the output of a future; `None` if it panics. The checks of a backend go on then.
+async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        polled.map_or(Poll::Ready(None), |poll| poll.map(Some))
+    })
+    .await
 }
 
 // === impl InitialHealth ===
@@ -273,6 +288,22 @@ mod tests {
         assert!(matches!(beginning(Some(verdict()), None), InitialHealth::Known(_)));
         assert!(matches!(beginning(None, Some(finding())), InitialHealth::Checked(_)));
         assert!(matches!(beginning(None, None), InitialHealth::Unchecked(None)));
+    }
+
+    struct Buggy;
+
+    #[async_trait::async_trait]
+    impl Check for Buggy {
+        async fn check(&self, _: &SocketAddr) -> Result<(), CheckError> {
+            tokio::task::yield_now().await;
+            panic!("a bug");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_check_that_panics_has_failed() {
+        let result = CheckResult::make(&Buggy, &"127.0.0.1:1".parse().unwrap()).await;
+        assert_eq!(result.outcome, CheckOutcome::Failed(CheckError::Panicked.to_string()));
     }
 
     #[test]

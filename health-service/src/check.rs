@@ -90,6 +90,9 @@ pub enum CheckError {
     /// The call failed with this gRPC status.
     #[error("gRPC status {0}")]
     Grpc(String),
+    /// The check panicked, which is a bug. What the backend has sent may have caused it.
+    #[error("internal error of the check; see the log")]
+    Panicked,
     /// Any other error.
     #[error("{0}")]
     Other(String),

@@ -84,6 +84,7 @@ impl Checks {
     }
 }
 
+#[expect(clippy::indexing_slicing, reason = "the indexes are those of the same pools")]
 async fn stage(pools: Vec<PoolSetup>) -> StagedChecks {
     // Dropping this future drops the set, which ends the checks.
     let mut checks = JoinSet::new();
@@ -98,7 +99,7 @@ async fn stage(pools: Vec<PoolSetup>) -> StagedChecks {
     }
     let mut pools: Vec<_> = pools.into_iter().map(|pool| (pool, FirstResults::new())).collect();
     while let Some(done) = checks.join_next().await {
-        // A check that panicked has no result: the backend is checked again after the commit.
+        // Without a result, the backend is checked again after the commit.
         if let Ok((index, address, finding)) = done {
             pools[index].1.insert(address, finding);
         }

@@ -134,6 +134,7 @@ impl HealthCheckConfig {
     }
 }
 
+#[expect(clippy::expect_used, reason = "the type has this bound")]
 fn count(number: Number<1, MAX_COUNT>) -> NonZeroU32 {
     NonZeroU32::new(number.get()).expect("it is at least 1")
 }

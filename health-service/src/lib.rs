@@ -94,6 +94,18 @@
 //! Pingora also logs each change, as `backend 10.0.0.1:80 becomes unhealthy`, with the target `pingora_load_balancing`.
 //! Set that target to `error` to get one line per change.
 
+// What arrives from the network never ends a task: each remaining place that could panic says why it cannot.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::expect_used,
+        clippy::unreachable,
+        clippy::get_unwrap
+    )
+)]
+
 mod backend;
 mod check;
 mod checks;

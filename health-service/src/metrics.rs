@@ -57,6 +57,7 @@ pub(crate) struct BackendSeries {
 
 impl Metrics {
     /// Metrics without any series.
+    #[expect(clippy::expect_used, reason = "names and labels are constants")]
     pub fn new() -> Self {
         let description = |name: &str, help: &str, labels: &[&str]| {
             let labels = labels.iter().map(ToString::to_string).collect();
@@ -146,6 +147,7 @@ impl Collector for Metrics {
 
 impl BackendSeries {
     /// Counts one check.
+    #[expect(clippy::indexing_slicing, reason = "there is one bucket more than there are bounds")]
     pub(crate) fn checked(&self, passed: bool, took: Duration) {
         let results = if passed { &self.passed } else { &self.failed };
         results.fetch_add(1, Relaxed);
@@ -159,6 +161,7 @@ impl BackendSeries {
         self.changes.fetch_add(1, Relaxed);
     }
 
+    #[expect(clippy::indexing_slicing, reason = "there is one bucket more than there are bounds")]
     fn histogram(&self, labels: Vec<LabelPair>) -> Metric {
         let mut count = 0;
         let mut buckets = Vec::with_capacity(BOUNDS.len());

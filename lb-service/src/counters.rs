@@ -168,11 +168,13 @@ impl ListenerTraffic {
     }
 
     /// Counts a request that the proxy rejected.
+    #[expect(clippy::indexing_slicing, reason = "the array has a counter for each reason")]
     pub fn reject(&self, reason: Rejection) {
         self.rejected[reason.index()].increment();
     }
 
     /// Counts a staged close.
+    #[expect(clippy::indexing_slicing, reason = "the array has a counter for each variant")]
     pub(crate) fn closed(&self, end: CloseEnd) {
         self.staged_closes[end as usize].increment();
     }

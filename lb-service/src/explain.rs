@@ -144,7 +144,7 @@ impl Snapshot {
     pub fn explain(&self, sample: &SampleRequest, now: Instant) -> Explained<'_> {
         let routes = self.routes.explain(&sample.view());
         let route = routes.iter().position(|found| *found == RouteMatch::Taken);
-        let pool = route.map(|route| self.pool(self.routes.routes()[route].pool));
+        let pool = route.and_then(|route| self.routes.routes().get(route)).map(|route| self.pool(route.pool));
         Explained { routes, route, pool: pool.map(|pool| self.in_pool(pool, sample, now)) }
     }
 

@@ -192,13 +192,15 @@ fn appended(sent: &impl Fields, peer: &Peer) -> HeaderValue {
         line.extend_from_slice(b", ");
     }
     line.extend_from_slice(peer.value.as_bytes());
-    HeaderValue::try_from(line).expect("made of header values and an address")
+    // Values of fields cannot make an invalid value.
+    HeaderValue::try_from(line).unwrap_or_else(|_| peer.value.clone())
 }
 
 // === impl Peer ===
 
 impl Peer {
     /// Creates the peer at this address.
+    #[expect(clippy::expect_used, reason = "an address is made of digits, letters, dots and colons")]
     pub fn new(address: IpAddr) -> Self {
         let ip = address.to_canonical();
         Self { ip, value: HeaderValue::try_from(ip.to_string()).expect("an address is ASCII") }

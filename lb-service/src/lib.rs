@@ -53,6 +53,18 @@
 //!
 //! Decisions are plain functions over values; the transport only calls them.
 
+// What arrives from the network never ends a task: each remaining place that could panic says why it cannot.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::expect_used,
+        clippy::unreachable,
+        clippy::get_unwrap
+    )
+)]
+
 pub mod access_log;
 pub mod clock;
 pub mod config;

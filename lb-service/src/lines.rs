@@ -338,7 +338,7 @@ fn write_patiently(sink: &mut impl Sink, mut bytes: &[u8], stop: &OnceLock<Insta
     while !bytes.is_empty() {
         match sink.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if stop.get().is_some_and(|deadline| Instant::now() >= *deadline) {

@@ -154,6 +154,7 @@ impl Listeners {
     }
 
     /// Returns the listener with this id, which must come from this table.
+    #[expect(clippy::indexing_slicing, reason = "only the table makes ids, one for each listener")]
     pub fn get(&self, id: ListenerId) -> &Listener {
         &self.0[id.0]
     }

@@ -77,22 +77,32 @@ impl Snapshot {
     }
 
     /// Returns the pool with this ID, which must come from this snapshot's routes.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "only the routes of this snapshot have ids of pools, which are checked when they are made"
+    )]
     pub fn pool(&self, id: PoolId) -> &Arc<Pool> {
         &self.pools[id.0]
     }
 
     /// Returns the counters of the listener with this ID.
+    #[expect(clippy::indexing_slicing, reason = "only the listeners of this snapshot make ids")]
     pub fn traffic(&self, id: ListenerId) -> &Arc<ListenerTraffic> {
         &self.entries[id.0].traffic
     }
 
     /// Returns the counters of the requests of a listener to a pool, or of those without a route if `pool` is `None`.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "only the listeners and the routes of this snapshot make ids"
+    )]
     pub fn requests(&self, listener: ListenerId, pool: Option<PoolId>) -> &PoolTraffic {
         let entry = &self.entries[listener.0];
         pool.map_or(entry.traffic.without_pool(), |pool| &entry.pools[pool.0])
     }
 
     /// Returns the access log of a listener.
+    #[expect(clippy::indexing_slicing, reason = "only the listeners of this snapshot make ids")]
     pub fn access_log(&self, id: ListenerId) -> &AccessLog {
         &self.entries[id.0].log
     }

@@ -88,6 +88,7 @@ impl Codes {
     pub(crate) const OTHER: u16 = Self::FIRST + Self::COUNT as u16 - 1;
 
     /// Counts a response with this status.
+    #[expect(clippy::indexing_slicing, reason = "the index is limited to the last counter")]
     pub(crate) fn increment(&self, status: u16) {
         let index = usize::from(status.wrapping_sub(Self::FIRST)).min(Self::COUNT - 1);
         self.0[index].increment();
@@ -110,6 +111,7 @@ impl Default for Codes {
 
 impl Histogram {
     /// Counts a duration.
+    #[expect(clippy::indexing_slicing, reason = "there is one bucket more than there are bounds")]
     pub fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
         self.buckets[BUCKETS.partition_point(|bound| *bound < seconds)].increment();
@@ -117,6 +119,7 @@ impl Histogram {
     }
 
     /// Returns the current counts.
+    #[expect(clippy::indexing_slicing, reason = "there is one bucket more than there are bounds")]
     pub fn snapshot(&self) -> HistogramSnapshot {
         let mut below = 0;
         let cumulative = std::array::from_fn(|bucket| {

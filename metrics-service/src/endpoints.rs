@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, Version};
 use pingora::apps::http_app::{HttpServer, ServeHttp};
 use pingora::http::RequestHeader;
@@ -142,6 +142,7 @@ impl Endpoints {
         response
     }
 
+    #[expect(clippy::indexing_slicing, reason = "`route` has found the document at this index")]
     fn page(&self, target: Target, query: Option<&str>) -> Page {
         match target {
             Target::Metrics => self.metrics(),
@@ -203,6 +204,8 @@ fn response(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // A problem with a query quotes the query, which a browser must not read as a page.
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 

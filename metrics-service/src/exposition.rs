@@ -45,6 +45,7 @@ impl Family {
     /// # Panics
     ///
     /// Panics if a name is not valid in Prometheus. All names are constants of this crate.
+    #[expect(clippy::expect_used, reason = "names and labels are constants")]
     pub(crate) fn new(
         kind: Kind,
         name: &'static str,

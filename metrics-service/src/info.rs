@@ -64,6 +64,7 @@ impl ConfigMetrics {
     }
 
     /// Counts a reload, after which this generation is in effect.
+    #[expect(clippy::indexing_slicing, reason = "the array has a counter for each variant")]
     pub fn reloaded(&self, result: Reload, generation: u64) {
         self.reloads[result as usize].inc();
         self.last_reload_successful.set(f64::from(u8::from(result == Reload::Applied)));

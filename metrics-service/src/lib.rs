@@ -19,6 +19,18 @@
 //!
 //! `examples/endpoint.rs` is a complete program with a plain `LoadBalancer::<RoundRobin>::try_from_iter`.
 
+// What arrives from the network never ends a task: each remaining place that could panic says why it cannot.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::expect_used,
+        clippy::unreachable,
+        clippy::get_unwrap
+    )
+)]
+
 pub mod config;
 mod endpoints;
 mod exposition;

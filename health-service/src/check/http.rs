@@ -86,8 +86,8 @@ async fn body_contains(session: &mut HttpSession, text: &[u8]) -> Result<bool, C
         // A match may begin in the previous part, so the search starts that far back.
         let unseen = body.len().saturating_sub(text.len().saturating_sub(1));
         let room = LONGEST_BODY - body.len();
-        body.extend_from_slice(&part[..part.len().min(room)]);
-        if contains(&body[unseen..], text) {
+        body.extend(part.iter().take(room));
+        if contains(body.get(unseen..).unwrap_or_default(), text) {
             return Ok(true);
         }
     }

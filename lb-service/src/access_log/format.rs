@@ -7,7 +7,6 @@
 //! nanoseconds.
 
 use std::borrow::Cow;
-use std::io::Write;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -158,13 +157,13 @@ fn push_json_object(line: &mut Vec<u8>, pairs: &[(&str, Cow<'static, str>)]) {
         return line.extend_from_slice(b"null");
     }
     for (index, (backend, _)) in pairs.iter().enumerate() {
-        if pairs[..index].iter().any(|(before, _)| before == backend) {
+        if pairs.iter().take(index).any(|(before, _)| before == backend) {
             continue;
         }
         line.push(if index == 0 { b'{' } else { b',' });
         push_json_string(line, backend.as_bytes());
         line.push(b':');
-        let of_it = pairs[index..].iter().filter(|(other, _)| other == backend);
+        let of_it = pairs.iter().skip(index).filter(|(other, _)| other == backend);
         let words: Vec<&str> = of_it.map(|(_, word)| &**word).collect();
         push_json_string(line, words.join(",").as_bytes());
     }
@@ -219,6 +218,7 @@ fn push_or_null<T>(line: &mut Vec<u8>, value: Option<T>, push: impl FnOnce(&mut 
     }
 }
 
+#[expect(clippy::indexing_slicing, reason = "a number has at most 20 digits")]
 fn push_number(line: &mut Vec<u8>, mut number: u64) {
     let mut digits = [0; 20];
     let mut start = digits.len();
@@ -260,7 +260,7 @@ fn push_ip(line: &mut Vec<u8>, ip: IpAddr) {
                 push_number(line, octet.into());
             }
         }
-        IpAddr::V6(ip) => write!(line, "{ip}").expect("a Vec takes everything"),
+        IpAddr::V6(ip) => line.extend_from_slice(ip.to_string().as_bytes()),
     }
 }
 
@@ -351,7 +351,7 @@ fn push_json_unicode(line: &mut Vec<u8>, text: &[u8]) {
         let mut encoded = [0; 4];
         match character {
             '\u{80}'..='\u{9f}' | '\u{2028}' | '\u{2029}' => {
-                write!(line, "\\u{:04x}", u32::from(character)).expect("a Vec takes everything");
+                line.extend_from_slice(format!("\\u{:04x}", u32::from(character)).as_bytes());
             }
             ascii if ascii.is_ascii() => push_json_ascii(line, ascii.encode_utf8(&mut encoded).as_bytes()),
             other => line.extend_from_slice(other.encode_utf8(&mut encoded).as_bytes()),
@@ -367,14 +367,17 @@ fn push_runs(
     escape: impl Fn(&mut Vec<u8>, u8),
 ) {
     let mut rest = text;
-    while let Some(at) = rest.iter().position(|&byte| special(byte)) {
-        line.extend_from_slice(&rest[..at]);
-        escape(line, rest[at]);
-        rest = &rest[at + 1..];
+    while let Some((run, [byte, after @ ..])) =
+        rest.iter().position(|&byte| special(byte)).and_then(|at| rest.split_at_checked(at))
+    {
+        line.extend_from_slice(run);
+        escape(line, *byte);
+        rest = after;
     }
     line.extend_from_slice(rest);
 }
 
+#[expect(clippy::indexing_slicing, reason = "four bits are below 16")]
 fn push_hex(line: &mut Vec<u8>, byte: u8) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     line.push(DIGITS[usize::from(byte >> 4)]);

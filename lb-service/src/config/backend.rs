@@ -164,6 +164,7 @@ impl Scalar for WeightNumber {
 values::scalar!(WeightNumber);
 
 impl From<WeightRange> for WeightNumber {
+    #[expect(clippy::expect_used, reason = "the two ranges are the same")]
     fn from(number: WeightRange) -> Self {
         Self(Weight::new(number.get().into()).expect("the bounds are those of a weight"))
     }

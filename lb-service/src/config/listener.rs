@@ -193,6 +193,7 @@ impl ClientLimitsConfig {
 }
 
 impl Default for ClientLimitsConfig {
+    #[expect(clippy::expect_used, reason = "the default is a constant")]
     fn default() -> Self {
         let ClientLimits { head: HeadLimits { head, fields, target }, .. } = ClientLimits::default();
         Self {

@@ -217,7 +217,7 @@ impl<Check: Default> PoolConfig<Check> {
                 .map(|protocols| protocols.iter().map(|protocol| protocol.get().0.clone()).collect()),
             timeouts: self.timeouts.plan(),
             outlier_detection: self.outlier_detection.plan(),
-            panic_threshold: u8::try_from(self.panic_threshold.get()).expect("it is at most 100"),
+            panic_threshold: u8::try_from(self.panic_threshold.get()).unwrap_or(100),
             slow_start: self.slow_start.as_ref().map(Text::duration),
             retries: self.retries.plan(),
             queue: self.queue().get(),

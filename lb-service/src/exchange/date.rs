@@ -15,6 +15,7 @@ pub(crate) fn complete(response: &mut impl HeadEdit, clock: fn() -> SystemTime) 
 }
 
 /// Returns a time as the value of the field.
+#[expect(clippy::expect_used, reason = "the text is made of letters, digits and spaces")]
 pub(super) fn value(time: SystemTime) -> HeaderValue {
     HeaderValue::try_from(httpdate::fmt_http_date(time)).expect("a date is visible ASCII")
 }

@@ -1,6 +1,5 @@
 //! The field of a response that describes how its request was served. [`crate::explain`] documents it.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -86,7 +85,7 @@ impl Served<'_> {
 }
 
 fn push(line: &mut String, name: &str, value: &str) {
-    write!(line, " {name}={value}").expect("a String takes everything");
+    line.extend([" ", name, "=", value]);
 }
 
 fn push_all(line: &mut String, name: &str, values: impl Iterator<Item = String>) {

@@ -99,6 +99,11 @@
 //! Memory is at most 2 MiB for the period of unequal weights, 64 MiB for a ring (13 KiB for ten backends of weight 1,
 //! 12 MiB if their weight is 1000), and 128 KiB for a table.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "the indexes are those of the backends of a policy; what a client sends is hashed and reduced to them"
+)]
+
 mod bounded;
 mod candidates;
 mod ketama;

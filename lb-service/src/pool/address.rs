@@ -148,6 +148,7 @@ impl fmt::Display for UpstreamAddress {
     }
 }
 
+#[expect(clippy::expect_used, reason = "the type checks the length")]
 fn socket_of(path: &UnixPath) -> UnixAddr {
     UnixAddr::from_pathname(path.as_path()).expect("a `UnixPath` fits into the address of a socket")
 }

@@ -202,7 +202,9 @@ impl Pool {
         backend.history.times.observe(time);
         let members = self.backends.iter().map(|backend| (&backend.history.times, &backend.history.record));
         for index in slow_backends.close_window(now, members) {
-            self.eject(&self.backends[index], Cause::Slowness, now);
+            if let Some(backend) = self.backends.get(index) {
+                self.eject(backend, Cause::Slowness, now);
+            }
         }
     }
 

@@ -229,6 +229,7 @@ impl Backend {
         self.history.record.consecutive_failures()
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the array has a counter for each variant")]
     pub(super) fn pass_over(&self, reason: SkipReason) {
         self.history.passed_over[reason as usize].increment();
     }
@@ -249,6 +250,7 @@ impl Backend {
     }
 
     /// Counts a failure.
+    #[expect(clippy::indexing_slicing, reason = "the array has a counter for each variant")]
     pub fn failed(&self, error: UpstreamError) {
         self.history.errors[error as usize].increment();
     }
@@ -311,6 +313,7 @@ impl History {
     }
 
     /// Counts a connection that is not used again.
+    #[expect(clippy::indexing_slicing, reason = "the array has a counter for each variant")]
     pub(crate) fn poison(&self, reason: Poison) {
         self.poisoned[reason as usize].increment();
     }

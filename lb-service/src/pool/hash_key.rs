@@ -62,6 +62,7 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a [u8]> {
 impl Key<'_> {
     /// Returns the key of an address. An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) counts as IPv4, because the form
     /// depends on our socket and not on the client.
+    #[expect(clippy::expect_used, reason = "the array has room for the longest address")]
     fn of_address(address: IpAddr) -> Self {
         let mut text = [0; ADDRESS_TEXT];
         let mut rest = &mut text[..];
@@ -74,6 +75,7 @@ impl Key<'_> {
 impl Deref for Key<'_> {
     type Target = [u8];
 
+    #[expect(clippy::indexing_slicing, reason = "the length is that of a text in the array")]
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Bytes::Sent(sent) => sent,

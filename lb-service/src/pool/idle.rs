@@ -137,8 +137,8 @@ impl IdleConnections {
         let mut parked = self.parked.lock();
         let here = parked.iter().rposition(|idle| idle.runtime == runtime);
         let newest = here.or_else(|| parked.iter().rposition(|idle| idle.connection.can_move()))?;
-        let is_recent = now.saturating_duration_since(parked[newest].since) < recent;
-        is_recent.then(|| parked.remove(newest))
+        let since = parked.get(newest)?.since;
+        (now.saturating_duration_since(since) < recent).then(|| parked.remove(newest))
     }
 
     fn place_of_oldest(&self) -> Option<Place> {

@@ -308,6 +308,7 @@ struct AvailabilityCache {
 
 impl Counters {
     /// Counts a connection race.
+    #[expect(clippy::indexing_slicing, reason = "there is a counter for each result")]
     pub(crate) fn raced(&self, result: RaceResult) {
         self.races[result as usize].increment();
     }
@@ -702,6 +703,7 @@ fn places(selector: &Policy, backends: &[Arc<Backend>]) -> Box<[usize]> {
 
 /// Returns the balancer that keeps the members and their readiness. Its own selector is never asked, so it is a small
 /// one.
+#[expect(clippy::expect_used, reason = "the list is in memory")]
 fn balancer(settings: &PoolSettings, shared: &SharedState) -> LoadBalancer<Policy> {
     let members = settings.backends.iter().map(backend::identity).collect();
     let discovery = discovery::Static::new(members);

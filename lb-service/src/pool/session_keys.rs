@@ -92,7 +92,7 @@ fn key(digits: &[u8], line: usize) -> Result<Box<[u8]>, SessionKeysError> {
     if values.len() % 2 == 1 {
         return Err(SessionKeysError::HalfByte { line });
     }
-    let bytes: Box<[u8]> = values.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    let bytes: Box<[u8]> = values.as_chunks().0.iter().map(|[high, low]| high << 4 | low).collect();
     match bytes.len() {
         MIN_BYTES..=MAX_BYTES => Ok(bytes),
         other => Err(SessionKeysError::Length { line, bits: other * 8 }),

@@ -81,8 +81,8 @@ pub(super) fn cookies<'a, 'n, F: Fields>(
 
 /// Returns the value of a pair if it has this name.
 fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let equals = pair.iter().position(|byte| *byte == b'=')?;
-    let (left, right) = (&pair[..equals], &pair[equals + 1..]);
+    let mut sides = pair.splitn(2, |byte| *byte == b'=');
+    let (left, right) = (sides.next()?, sides.next()?);
     (left.trim_ascii() == name.as_bytes()).then(|| unquoted(right.trim_ascii()))
 }
 
@@ -132,6 +132,10 @@ impl Sticky {
     /// # Panics
     ///
     /// If there is no backend with this index.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a documented panic: the index is one of a backend of this pool"
+    )]
     pub(super) fn set_cookie(&self, index: usize, secure: bool) -> HeaderValue {
         self.headers[index][usize::from(secure)].clone()
     }
@@ -143,7 +147,7 @@ impl Sticky {
 
     fn session_of(&self, id: SessionId) -> Option<Session> {
         let place = self.ids.binary_search_by_key(&id, |(id, _)| *id).ok()?;
-        Some(self.ids[place].1)
+        self.ids.get(place).map(|(_, session)| *session)
     }
 }
 
@@ -152,6 +156,10 @@ fn sessions(ids: &[SessionId], is_current: bool) -> Vec<(SessionId, Session)> {
     ids.iter().copied().zip((0..).map(|backend| Session { backend, is_current })).collect()
 }
 
+#[expect(
+    clippy::expect_used,
+    reason = "a documented panic: the name is checked when the configuration is read"
+)]
 fn set_cookie_headers(settings: &StickySettings, id: SessionId) -> [HeaderValue; 2] {
     let age = settings.ttl.map(|ttl| format!("; Max-Age={}", seconds(ttl))).unwrap_or_default();
     ["", "; Secure"].map(|secure| {

@@ -37,6 +37,7 @@ enum Trust {
 }
 
 /// Returns the settings for the connections to the backends of one pool.
+#[expect(clippy::expect_used, reason = "the provider is a constant")]
 pub(super) fn client_config(tls: &UpstreamTls) -> Arc<ClientConfig> {
     let provider = crypto::provider();
     let verifier = Verifier::new(tls, &provider);
@@ -56,6 +57,7 @@ pub(super) fn client_config(tls: &UpstreamTls) -> Arc<ClientConfig> {
 
 /// Returns the name that the certificate of a backend must have: the name in the settings, or else the address. A
 /// backend on a Unix socket is `localhost`.
+#[expect(clippy::expect_used, reason = "the name is a constant")]
 pub(super) fn server_name(tls: &UpstreamTls, address: &UpstreamAddress) -> ServerName<'static> {
     let named = tls.sni.as_ref().and_then(|name| ServerName::try_from(name.to_string()).ok());
     named.unwrap_or_else(|| match address.tcp() {

@@ -160,7 +160,7 @@ impl Paths {
         let mut entries = BTreeMap::<Box<[u8]>, Entry<Positions>>::new();
         let mut any_path = Positions::new();
         for position in positions.iter().copied() {
-            for pattern in routes[position].path.as_slice() {
+            for pattern in routes.get(position).into_iter().flat_map(|route| route.path.as_slice()) {
                 push(place(&mut entries, &mut any_path, pattern), position);
             }
         }
@@ -218,7 +218,7 @@ impl Reversed {
     }
 
     fn fill(&mut self, name: &str) -> &[u8] {
-        let reversed = &mut self.0[..name.len().min(Self::MAX)];
+        let (reversed, _) = self.0.split_at_mut(name.len().min(Self::MAX));
         for (to, from) in reversed.iter_mut().zip(name.bytes().rev()) {
             *to = from.to_ascii_lowercase();
         }

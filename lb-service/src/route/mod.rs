@@ -136,7 +136,7 @@ impl RouteTable {
 
     /// Returns the pool of the first route that matches.
     pub(crate) fn find(&self, request: &RequestView<'_, impl Fields>) -> Option<PoolId> {
-        self.position(request).map(|index| self.routes[index].pool)
+        self.routes.get(self.position(request)?).map(|route| route.pool)
     }
 
     /// Returns the index of the first route that matches.
@@ -151,7 +151,9 @@ impl RouteTable {
         let mut space = Reversed::new();
         let host = index.host_of(request.host, &mut space);
         let path = Some(Sought::Text(request.path.as_bytes()));
-        index.first(host, path, self.routes.len(), |index| self.routes[index].accepts(request))
+        index.first(host, path, self.routes.len(), |index| {
+            self.routes.get(index).is_some_and(|route| route.accepts(request))
+        })
     }
 
     fn scan(&self, request: &RequestView<'_, impl Fields>) -> Option<usize> {

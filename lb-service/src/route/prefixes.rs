@@ -45,6 +45,7 @@ pub(super) enum Sought<'a> {
 // === impl Prefixes ===
 
 impl<T> Prefixes<T> {
+    #[expect(clippy::indexing_slicing, reason = "a parent is one of the nodes before")]
     pub(super) fn new(entries: BTreeMap<Box<[u8]>, Entry<T>>, separator: u8) -> Self {
         let mut nodes: Vec<Node<T>> = Vec::with_capacity(entries.len());
         for (text, entry) in entries {
@@ -67,7 +68,7 @@ impl<T> Prefixes<T> {
         let after = self.nodes.partition_point(|node| *node.text <= *text);
         let nearest = after.checked_sub(1).and_then(|index| self.nodes.get(index));
         let exact = nearest.filter(|node| sought == Sought::Text(&node.text));
-        let enclosing = std::iter::successors(nearest, |node| node.parent.map(|index| &self.nodes[index]))
+        let enclosing = std::iter::successors(nearest, |node| self.nodes.get(node.parent?))
             .filter(|node| node.encloses(text, self.separator));
         exact
             .and_then(|node| node.entry.exact.as_ref())

@@ -13,6 +13,7 @@ pub fn shadowed_by(routes: &[Route]) -> Vec<(usize, usize)> {
 }
 
 /// Returns the first route that matches everything that the route at `late` matches and that comes before it.
+#[expect(clippy::indexing_slicing, reason = "the index has positions of these routes")]
 fn first_cover(routes: &[Route], index: &Index, late: usize) -> Option<usize> {
     let route = &routes[late];
     // A route that covers all hosts and paths of this one also covers the first of them.

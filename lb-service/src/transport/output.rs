@@ -116,6 +116,7 @@ impl Output {
         total
     }
 
+    #[expect(clippy::indexing_slicing, reason = "`take` keeps the number of taken bytes within the front")]
     fn slices(&self) -> [IoSlice<'_>; 3] {
         [IoSlice::new(&self.front[self.taken..]), IoSlice::new(&self.data), IoSlice::new(&self.back)]
     }

@@ -94,7 +94,7 @@ impl BodyReader {
         loop {
             match reader.step(bytes)? {
                 Step::Incomplete => return Ok(false),
-                Step::Data { end, .. } => bytes = &bytes[end..],
+                Step::Data { end, .. } => bytes = bytes.get(end..).unwrap_or_default(),
                 Step::End { .. } => return reader.take_trailers().map(|_| true),
             }
         }

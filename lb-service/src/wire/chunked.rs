@@ -117,6 +117,7 @@ impl Decoder {
     /// # Errors
     ///
     /// If the bytes are not a chunked body.
+    #[expect(clippy::indexing_slicing, reason = "at least one byte is left here")]
     pub(crate) fn step(&mut self, bytes: &[u8]) -> Result<Step, BadBody> {
         let mut at = 0;
         loop {
@@ -200,6 +201,10 @@ impl Decoder {
     }
 
     /// Keeps the bytes of one line of the trailers, or of its start. Returns their number.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the length is that of the bytes or of a line in them, and lines begin within the trailers"
+    )]
     fn trailer_bytes(&mut self, bytes: &[u8], line: usize) -> Result<usize, BadBody> {
         let line_end = memchr::memchr(b'\n', bytes).map(|at| at + 1);
         let len = line_end.unwrap_or(bytes.len());
@@ -266,6 +271,7 @@ pub(crate) const LAST_CHUNK: &[u8] = b"0\r\n";
 
 impl ChunkHead {
     /// Returns the line before `size` bytes of data. There must be some, because an empty chunk would end the body.
+    #[expect(clippy::indexing_slicing, reason = "a size has at most 16 digits")]
     pub(crate) fn new(size: std::num::NonZeroUsize) -> Self {
         let (mut text, mut start, mut rest) = (*b"................\r\n", 16_u8, size.get());
         while rest > 0 {
@@ -277,6 +283,7 @@ impl ChunkHead {
     }
 
     /// Returns the bytes of the line.
+    #[expect(clippy::indexing_slicing, reason = "the start is at most 16")]
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.text[usize::from(self.start)..]
     }

@@ -51,6 +51,10 @@ const CRLF: &[u8] = b"\r\n";
 
 impl Span {
     /// Returns the place of `part`, which must be a slice of `whole`.
+    #[expect(
+        clippy::expect_used,
+        reason = "the configuration limits a head to 1 MiB, and trailers have 16 KiB"
+    )]
     pub(super) fn of(part: &[u8], whole: &[u8]) -> Self {
         let start = part.as_ptr().addr() - whole.as_ptr().addr();
         let place = |number: usize| u32::try_from(number).expect("a head is shorter than 4 GiB");
@@ -61,6 +65,7 @@ impl Span {
         self.start as usize + self.len as usize
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the bytes are those that the span was made of")]
     pub(super) fn within(self, whole: &[u8]) -> &[u8] {
         let start = self.start as usize;
         &whole[start..start + self.len as usize]
@@ -72,16 +77,17 @@ impl Span {
 impl FieldLines {
     /// Parses lines that each end with CR LF; the last one may be empty. `bytes` is the whole that the lines are a part
     /// of.
-    pub(super) fn parse(bytes: Bytes, mut from: usize) -> Result<Self, BadField> {
+    pub(super) fn parse(bytes: Bytes, from: usize) -> Result<Self, BadField> {
         // Most heads have between 5 and 15 fields. One allocation is enough for them.
         let (mut lines, mut look_alikes) = (Vec::with_capacity(16), 0);
-        while from < bytes.len() {
-            if bytes[from..].starts_with(CRLF) {
-                from += CRLF.len();
+        let mut rest = bytes.get(from..).unwrap_or_default();
+        while !rest.is_empty() {
+            if let Some(after) = rest.strip_prefix(CRLF) {
+                rest = after;
                 continue;
             }
-            let (line, length) = Line::parse(&bytes[from..], &bytes)?;
-            from += length;
+            let (line, after) = Line::parse(rest, &bytes)?;
+            rest = after;
             look_alikes += usize::from(line.known == Known::LookAlike);
             lines.push(line);
         }
@@ -104,7 +110,7 @@ impl FieldLines {
             match line.place(&self.bytes) {
                 Some(place) if place.start == run.end => run.end = place.end,
                 place => {
-                    out.extend_from_slice(&self.bytes[std::mem::take(&mut run)]);
+                    out.extend_from_slice(self.part(std::mem::take(&mut run)));
                     match place {
                         Some(place) => run = place,
                         None => write_field(out, field.name, field.value),
@@ -112,7 +118,11 @@ impl FieldLines {
                 }
             }
         }
-        out.extend_from_slice(&self.bytes[run]);
+        out.extend_from_slice(self.part(run));
+    }
+
+    fn part(&self, place: Range<usize>) -> &[u8] {
+        self.bytes.get(place).unwrap_or_default()
     }
 
     /// Returns the values of all fields with this meaning.
@@ -153,21 +163,22 @@ pub(super) struct Repeated;
 // === impl Line ===
 
 impl Line {
-    /// Parses the line at the beginning of `text`, and returns it with its length.
-    fn parse(text: &[u8], whole: &[u8]) -> Result<(Self, usize), BadField> {
+    /// Parses the line at the beginning of `text`, and returns it with what follows.
+    fn parse<'a>(text: &'a [u8], whole: &[u8]) -> Result<(Self, &'a [u8]), BadField> {
         let (name, rest) = text.split_at(token_length(text));
         let rest = rest.strip_prefix(b":").filter(|_| !name.is_empty()).ok_or(BadField)?;
         let (value, rest) = rest.split_at(value_length(rest));
         let rest = rest.strip_prefix(CRLF).ok_or(BadField)?;
         let (name, value, known) = (Span::of(name, whole), Span::of(trim(value), whole), Known::of(name));
-        Ok((Self { name, value, known }, text.len() - rest.len()))
+        Ok((Self { name, value, known }, rest))
     }
 
     /// Returns the place of the line if it is written as we write it: with one space and with nothing behind the value.
     fn place(self, bytes: &[u8]) -> Option<Range<usize>> {
         let (start, name, value) = (self.name.start as usize, self.name.end(), self.value.start as usize);
         let end = self.value.end() + CRLF.len();
-        let is_plain = bytes[name..value] == *b": " && bytes[self.value.end()..end] == *CRLF;
+        let is_plain =
+            bytes.get(name..value) == Some(b": ") && bytes.get(self.value.end()..end) == Some(CRLF);
         is_plain.then_some(start..end)
     }
 

@@ -12,6 +12,7 @@ const REG_NAME: u8 = 8;
 
 static CLASSES: [u8; 256] = classes();
 
+#[expect(clippy::indexing_slicing, reason = "the index is below 256")]
 const fn classes() -> [u8; 256] {
     let mut classes = [0; 256];
     let mut index = 0;
@@ -51,6 +52,7 @@ const fn class(byte: u8) -> u8 {
     (token as u8) * TOKEN + (value as u8) * VALUE + (target as u8) * TARGET + (reg_name as u8) * REG_NAME
 }
 
+#[expect(clippy::indexing_slicing, reason = "there is a class for each byte")]
 fn is_of(byte: u8, class: u8) -> bool {
     CLASSES[usize::from(byte)] & class != 0
 }
@@ -72,16 +74,16 @@ pub(super) fn is_value(text: &[u8]) -> bool {
 
 /// Returns the number of bytes at the beginning of the text that may stand in the value of a field.
 pub(super) fn value_length(text: &[u8]) -> usize {
-    let mut length = 0;
+    let mut rest = text;
     loop {
         // Values are the longest part of a head, so most of their bytes are looked at eight at a time.
-        let words = text[length..].as_chunks().0.iter().take_while(|word| !may_have_control(**word));
-        length += 8 * words.count();
-        let word = text.len().min(length + 8);
-        match text[length..word].iter().position(|byte| !is_of(*byte, VALUE)) {
-            Some(place) => return length + place,
-            None if word == text.len() => return word,
-            None => length = word,
+        let words = rest.as_chunks().0.iter().take_while(|word| !may_have_control(**word));
+        rest = rest.get(8 * words.count()..).unwrap_or_default();
+        let (word, after) = rest.split_at(rest.len().min(8));
+        match word.iter().position(|byte| !is_of(*byte, VALUE)) {
+            Some(place) => return text.len() - rest.len() + place,
+            None if after.is_empty() => return text.len(),
+            None => rest = after,
         }
     }
 }
@@ -108,8 +110,8 @@ pub(super) fn is_reg_name(byte: u8) -> bool {
 /// Returns whether each `%` is followed by two hexadecimal digits that are not both zero.
 pub(super) fn has_valid_escapes(text: &[u8]) -> bool {
     let mut rest = text;
-    while let Some(at) = memchr::memchr(b'%', rest) {
-        let Some((digits, after)) = rest[at + 1..].split_at_checked(2) else { return false };
+    while let Some((_, escape)) = split_once(rest, b'%') {
+        let Some((digits, after)) = escape.split_at_checked(2) else { return false };
         if !digits.iter().all(u8::is_ascii_hexdigit) || digits == b"00" {
             return false;
         }
@@ -118,7 +120,14 @@ pub(super) fn has_valid_escapes(text: &[u8]) -> bool {
     true
 }
 
+/// Splits a text at the first byte of this value, which is in neither part.
+pub(super) fn split_once(text: &[u8], byte: u8) -> Option<(&[u8], &[u8])> {
+    let (before, rest) = text.split_at_checked(memchr::memchr(byte, text)?)?;
+    Some((before, rest.get(1..)?))
+}
+
 /// Removes spaces and tabs at both ends.
+#[expect(clippy::indexing_slicing, reason = "the blanks at the end are counted behind those at the start")]
 pub(super) fn trim(text: &[u8]) -> &[u8] {
     let is_blank = |byte: &&u8| matches!(byte, b' ' | b'\t');
     let start = text.iter().take_while(is_blank).count();

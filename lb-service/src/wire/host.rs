@@ -11,8 +11,8 @@ const MAX_NAME: usize = 253;
 pub(super) fn split(text: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => bracketed(rest)?,
-        None => match memchr::memchr(b':', text.as_bytes()) {
-            Some(colon) => (&text[..colon], Some(&text[colon + 1..])),
+        None => match memchr::memchr(b':', text.as_bytes()).and_then(|colon| text.split_at_checked(colon)) {
+            Some((host, port)) => (host, port.strip_prefix(':')),
             None => (text, None),
         },
     };

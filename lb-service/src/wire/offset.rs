@@ -4,10 +4,9 @@
 //! is searched here, in the bytes of a head that was rejected.
 
 use bytes::Bytes;
-use memchr::memchr;
 
 use super::fields::FieldLines;
-use super::grammar::{is_target, is_token, is_value};
+use super::grammar::{is_target, is_token, is_value, split_once};
 use super::known::Known;
 use super::rejection::Rejection;
 use super::request::is_method_byte;
@@ -16,7 +15,7 @@ use super::request::is_method_byte;
 /// as a limit or a field that is missing. The head may be incomplete. An empty line before it is no part of it.
 pub(crate) fn offset(bytes: &[u8], reason: Rejection) -> Option<usize> {
     let head = bytes.strip_prefix(b"\r\n").unwrap_or(bytes);
-    let line = &head[..memchr(b'\n', head).unwrap_or(head.len())];
+    let line = split_once(head, b'\n').map_or(head, |(line, _)| line);
     match reason {
         Rejection::LineEnd => bare_line_feed(head),
         Rejection::RequestLine => Some(of_request_line(line)),
@@ -45,7 +44,7 @@ fn known(reason: Rejection) -> Option<Known> {
 
 /// Returns the index of the first line feed that no CR precedes.
 fn bare_line_feed(head: &[u8]) -> Option<usize> {
-    memchr::memchr_iter(b'\n', head).find(|at| *at == 0 || head[at - 1] != b'\r')
+    memchr::memchr_iter(b'\n', head).find(|at| !head.get(..*at).unwrap_or_default().ends_with(b"\r"))
 }
 
 /// Returns the index of a first byte that begins no method, of the third space, or of the end of the line.
@@ -64,18 +63,17 @@ fn part(line: &[u8], index: usize) -> Option<usize> {
 /// Returns the index of the first byte that no target has, or of the target.
 fn of_target(line: &[u8]) -> Option<usize> {
     let (start, end) = (part(line, 1)?, part(line, 2)? - 1);
-    let bad = line[start..end].iter().position(|byte| !is_target(&[*byte]));
+    let bad = line.get(start..end)?.iter().position(|byte| !is_target(&[*byte]));
     Some(start + bad.unwrap_or(0))
 }
 
 /// Returns the index of the first byte that no field has at its place.
 fn bad_field(head: &[u8], mut at: usize) -> Option<usize> {
-    while let Some(len) = memchr(b'\n', head.get(at..)?) {
-        let line = head[at..at + len].strip_suffix(b"\r")?;
-        if let Some(bad) = bad_byte(line) {
+    while let Some((line, _)) = split_once(head.get(at..)?, b'\n') {
+        if let Some(bad) = bad_byte(line.strip_suffix(b"\r")?) {
             return Some(at + bad);
         }
-        at += len + 1;
+        at += line.len() + 1;
     }
     None
 }
@@ -85,12 +83,12 @@ fn bad_byte(line: &[u8]) -> Option<usize> {
     if line.get(name) != Some(&b':') || name == 0 {
         return (!line.is_empty()).then_some(name);
     }
-    line[name..].iter().position(|byte| !is_value(&[*byte])).map(|at| name + at)
+    line.get(name..)?.iter().position(|byte| !is_value(&[*byte])).map(|at| name + at)
 }
 
 /// Returns the index of the last field with this name, which is the second one if it is repeated.
 fn of_known(head: &[u8], from: usize, known: Known) -> Option<usize> {
-    let fields = FieldLines::parse(Bytes::copy_from_slice(head), from.min(head.len())).ok()?;
+    let fields = FieldLines::parse(Bytes::copy_from_slice(head), from).ok()?;
     fields.position(known)
 }
 

@@ -9,7 +9,7 @@ use http::{HeaderName, Method, Version};
 use super::connection::Options;
 use super::fields::{Field, FieldLines, Span};
 use super::framing::{self, Length};
-use super::grammar::decimal;
+use super::grammar::{decimal, split_once};
 use super::host;
 use super::known::Known;
 use super::rejection::Rejection;
@@ -51,15 +51,15 @@ impl RequestHead {
     ///
     /// If the head is not valid, or if it could be read in two ways.
     pub(crate) fn parse(bytes: &Bytes, limits: &Limits) -> Result<Self, Rejection> {
-        let line = memchr::memchr(b'\n', bytes).ok_or(Rejection::RequestLine)?;
-        let [method, target, version] = split_line(&bytes[..line])?;
+        let (line, _) = split_once(bytes, b'\n').ok_or(Rejection::RequestLine)?;
+        let [method, target, version] = split_line(line)?;
         let (method, version) = (read_method(method)?, read_version(version)?);
         if target.len() > limits.target {
             return Err(Rejection::TargetTooLong);
         }
         refuse(&method)?;
         let target = Target::parse(target, method == Method::OPTIONS)?;
-        let fields = FieldLines::parse(bytes.clone(), line + 1).map_err(|_| Rejection::Field)?;
+        let fields = FieldLines::parse(bytes.clone(), line.len() + 1).map_err(|_| Rejection::Field)?;
         let head = Self {
             scheme: target.absolute.map(|absolute| absolute.scheme),
             authority: target.absolute.map(|absolute| Span::of(absolute.authority.as_bytes(), bytes)),
@@ -172,6 +172,7 @@ impl RequestHead {
         if is_bad { Err(Rejection::Upgrade) } else { Ok(()) }
     }
 
+    #[expect(clippy::expect_used, reason = "`Target::parse` accepts only visible ASCII")]
     fn text(&self, span: Span) -> &str {
         str::from_utf8(span.within(self.fields.bytes())).expect("a target is ASCII")
     }

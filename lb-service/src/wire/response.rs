@@ -6,6 +6,7 @@ use http::{HeaderName, Version};
 use super::connection::Options;
 use super::fields::{Field, FieldLines, Span};
 use super::framing::{self, Length, ResponseFraming};
+use super::grammar::split_once;
 use super::rejection::BadResponse;
 use super::scan::{Limits, ScanError};
 use crate::pool::Fields;
@@ -42,11 +43,12 @@ impl ResponseHead {
     ///
     /// If the head is not valid.
     pub(crate) fn parse(bytes: Bytes) -> Result<Self, BadResponse> {
-        let end = memchr::memchr(b'\n', &bytes).ok_or(BadResponse::StatusLine)?;
-        let line = bytes[..end].strip_suffix(b"\r").ok_or(BadResponse::LineEnd)?;
+        let (line, _) = split_once(&bytes, b'\n').ok_or(BadResponse::StatusLine)?;
+        let fields = line.len() + 1;
+        let line = line.strip_suffix(b"\r").ok_or(BadResponse::LineEnd)?;
         let (version, status, reason) = split_line(line).ok_or(BadResponse::StatusLine)?;
         let reason = Span::of(reason, &bytes);
-        let fields = FieldLines::parse(bytes, end + 1).map_err(|_| BadResponse::Field)?;
+        let fields = FieldLines::parse(bytes, fields).map_err(|_| BadResponse::Field)?;
         let options = Options::of_response(&fields);
         Ok(Self { version, status, reason, fields, options })
     }

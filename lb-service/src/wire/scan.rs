@@ -79,6 +79,7 @@ impl Scan {
     /// # Errors
     ///
     /// If the bytes cannot become a head.
+    #[expect(clippy::indexing_slicing, reason = "`skip_empty_line` has seen that a byte is there")]
     pub(crate) fn request(&mut self, bytes: &[u8], limits: &Limits) -> Result<Found, ScanError> {
         if !self.skip_empty_line(bytes)? {
             return Ok(Found::Incomplete);
@@ -111,6 +112,10 @@ impl Scan {
     }
 
     /// Searches line by line. `request_line` is the largest length of the first line if it is one of a request.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "places are behind each other within the bytes, which only grow"
+    )]
     fn lines(
         &mut self,
         bytes: &[u8],
@@ -140,6 +145,10 @@ impl Scan {
     }
 
     /// Checks the length of the first line, which reaches at least to the end of `bytes` if no line has ended yet.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a line that is too long has more bytes than a method may have"
+    )]
     fn check_length(&self, bytes: &[u8], request_line: Option<usize>) -> Result<(), ScanError> {
         let line = &bytes[self.start..];
         let is_too_long = self.lines == 0 && request_line.is_some_and(|limit| line.len() > limit);

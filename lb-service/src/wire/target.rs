@@ -79,7 +79,7 @@ impl<'a> Target<'a> {
 /// Returns the path of a path with a query.
 pub(super) fn path(path_and_query: &str) -> &str {
     let end = memchr::memchr(b'?', path_and_query.as_bytes());
-    &path_and_query[..end.unwrap_or(path_and_query.len())]
+    end.and_then(|end| path_and_query.get(..end)).unwrap_or(path_and_query)
 }
 
 /// Checks the path of a path with a query.
@@ -136,12 +136,10 @@ fn may_have_dot_segments(path: &str) -> bool {
 fn dots(segment: &str) -> Option<usize> {
     let (mut rest, mut count) = (segment.as_bytes(), 0);
     while !rest.is_empty() {
-        let escaped = rest.get(..3).is_some_and(|first| first.eq_ignore_ascii_case(b"%2e"));
-        match rest {
-            [b'.', after @ ..] => rest = after,
-            _ if escaped => rest = &rest[3..],
+        rest = match rest {
+            [b'.', after @ ..] | [b'%', b'2', b'e' | b'E', after @ ..] => after,
             _ => return None,
-        }
+        };
         count += 1;
     }
     (1..=2).contains(&count).then_some(count)

@@ -279,6 +279,7 @@ fn write_persistence(out: &mut Vec<u8>, persistence: Persistence) {
     }
 }
 
+#[expect(clippy::indexing_slicing, reason = "a number has at most 20 digits")]
 fn write_number(out: &mut Vec<u8>, number: u64) {
     let (mut digits, mut start, mut rest) = ([b'0'; 20], 20, number);
     loop {

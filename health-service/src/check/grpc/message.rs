@@ -13,6 +13,7 @@ const SERVICE: u8 = 1 << 3 | 2;
 const STATUS: u64 = 1 << 3;
 
 /// The request about `service`.
+#[expect(clippy::expect_used, reason = "the name comes from the configuration")]
 pub(super) fn request(service: &str) -> Bytes {
     let mut message = BytesMut::new();
     if !service.is_empty() {

@@ -104,7 +104,7 @@ async fn requests(established: Established<'_>, client: &mut Client, mut idle: D
     let mut seat = None;
     let notified = pin!(acceptance.acceptor.settling());
     let mut settling = Settling { acceptor: &acceptance.acceptor, notified, is_registered: false };
-    for served in 1_u32.. {
+    for served in 1_u64.. {
         if !begins(&mut settling, client, idle).await {
             return Next::Drop;
         }
@@ -126,7 +126,7 @@ async fn requests(established: Established<'_>, client: &mut Client, mut idle: D
 }
 
 /// Serves one request, the first bytes of which are there. The connection has `served` requests with it.
-async fn request(established: Established<'_>, client: &mut Client, place: Place, served: u32) -> Next {
+async fn request(established: Established<'_>, client: &mut Client, place: Place, served: u64) -> Next {
     let Established { acceptance, connection, runtime } = established;
     let begun = Instant::now();
     let Listener { limits, timeouts, .. } = *place.listener();
@@ -139,7 +139,7 @@ async fn request(established: Established<'_>, client: &mut Client, place: Place
     let origin = Origin { snapshot: place.snapshot, listener: place.listener, peer, scheme };
     let exchange = Exchange::begin(origin, &head, begun);
     let story = Box::new(Story::new(head, exchange, begun));
-    let is_last = limits.requests.is_some_and(|limit| served >= limit.get());
+    let is_last = limits.requests.is_some_and(|limit| served >= limit.get().into());
     let connector = &acceptance.connector;
     let around = Surroundings { connection, connector, runtime, limits, timeouts, is_last };
     serve(around, client, story).await

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::OptionFuture;
-use http::Method;
+use http::{Method, Version};
 
 use super::super::upstream::Upstream;
 use super::client::Client;
@@ -53,11 +53,16 @@ pub(super) async fn serve(around: Surroundings<'_>, client: &mut Client, story: 
     next
 }
 
-/// A request that the end of the process cuts off is counted and logged, too.
+/// A request that the end of the process or a panic cuts off is counted and logged, too.
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
-            let _ = self.story.exchange.fail(Failure::Shutdown);
+            let is_bug = std::thread::panicking();
+            let _ = self.story.exchange.fail(if is_bug { Failure::Internal } else { Failure::Shutdown });
+            // The end of the connection could pass for the end of the response.
+            if self.story.head.version() == Version::HTTP_10 {
+                self.client.stream.reset_on_close();
+            }
         }
         self.story.finish(&self.body);
     }
@@ -255,4 +260,61 @@ fn request_writer(length: Length) -> BodyWriter {
 pub(super) fn own_head(out: &mut Vec<u8>, own: &OwnResponse, persistence: Persistence) {
     let reason = own.status.canonical_reason().unwrap_or_default();
     write::own_response(out, own.status.as_u16(), reason, own.fields.iter().cloned(), persistence);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use bytes::Bytes;
+    use tokio::net::TcpStream;
+    use tokio::runtime::Handle;
+
+    use super::super::super::stream::{Socket, Stream};
+    use super::super::super::upstream::Connector;
+    use super::*;
+    use crate::exchange::{Exchange, Origin};
+    use crate::forwarded::Scheme;
+    use crate::listener::{ClientLimits, ClientTimeouts, ListenerId};
+    use crate::policy::Algorithm;
+    use crate::testing::{settings, snapshot};
+    use crate::traffic::Traffic;
+    use crate::wire::request::RequestHead;
+
+    /// Returns a client, and the other end of its connection.
+    async fn client() -> (Client, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        (Client::new(Stream::Plain(Socket::Tcp(stream)), Duration::from_secs(1)), peer)
+    }
+
+    #[tokio::test]
+    async fn a_request_that_a_panic_cuts_off_is_counted_as_500_and_its_connection_is_not_taken_for_complete()
+    {
+        let snapshot = Arc::new(snapshot(&settings(Algorithm::RoundRobin)));
+        let (limits, timeouts) = (ClientLimits::default(), ClientTimeouts::default());
+        let head =
+            RequestHead::parse(&Bytes::from_static(b"GET /api HTTP/1.0\r\n\r\n"), &limits.head).unwrap();
+        let origin =
+            Origin { snapshot: snapshot.clone(), listener: ListenerId(0), peer: None, scheme: Scheme::Http };
+        let exchange = Exchange::begin(origin, &head, Instant::now());
+        let connection = Traffic::new().open("web").accept(None);
+        let (connector, runtime) = (Connector::of(&Default::default()), Handle::current().id());
+        let (connection, connector) = (&*connection, &connector);
+        let around = Surroundings { connection, connector, runtime, limits, timeouts, is_last: false };
+        let (mut client, mut peer) = client().await;
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let body = RequestBody::new(head.length(), None);
+            let story = Box::new(Story::new(head, exchange, Instant::now()));
+            let _serving = Serving { around, client: &mut client, body, story, has_ended: false };
+            panic!("a bug");
+        }));
+        assert!(panicked.is_err());
+        let counted: Vec<_> = snapshot.requests(ListenerId(0), None).responses.counted().collect();
+        assert_eq!(counted, [(500, 1)]);
+        drop(client);
+        assert_eq!(peer.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
 }

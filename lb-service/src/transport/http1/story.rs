@@ -14,7 +14,7 @@ use crate::clock::Now;
 use crate::exchange::{End, Exchange, Fault, Progress, Response, body_pause, date, is_final};
 use crate::failure::Failure;
 use crate::listener::{ClientLimits, ClientTimeouts};
-use crate::pool::{Admission, Backend, Fields, Head, Poison, RuntimeId};
+use crate::pool::{Admission, AdmissionError, Backend, Fields, Head, Poison, RuntimeId};
 use crate::traffic::Connection;
 use crate::upgrade;
 use crate::wire::body::BodyReader;
@@ -123,7 +123,8 @@ impl Story {
         match self.exchange.admit(&self.head, now) {
             Admission::Placed => {
                 let attempt = self.exchange.dispatch.attempt.as_ref();
-                Ok(attempt.expect("the request was placed").backend.clone())
+                let placed = attempt.map(|attempt| attempt.backend.clone());
+                placed.ok_or(Admission::Rejected(AdmissionError::Unavailable))
             }
             other => Err(other),
         }

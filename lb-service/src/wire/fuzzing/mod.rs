@@ -13,6 +13,12 @@
 //! | `pieces.rs` | the ways to split bytes into pieces |
 //! | `strict.rs` | a second reader, which the others are compared with |
 
+#![expect(
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    reason = "a property reports its violation by a panic"
+)]
+
 mod bodies;
 mod forwarding;
 mod heads;

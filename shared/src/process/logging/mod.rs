@@ -11,6 +11,7 @@
 
 mod filter;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -155,7 +156,24 @@ fn panic_text(panic: &PanicHookInfo<'_>) -> String {
         std::backtrace::BacktraceStatus::Captured => format!("{backtrace}\n"),
         _ => String::new(),
     };
-    format!("thread '{}' {panic}\n{backtrace}", thread.name().unwrap_or("<unnamed>"))
+    let panic = panic.to_string();
+    format!("thread '{}' {}\n{backtrace}", thread.name().unwrap_or("<unnamed>"), printable(&panic))
+}
+
+/// Escapes the characters by which a peer whose text is logged could begin another line, command a terminal, or
+/// reorder what is shown. A line feed stays: `env_logger` indents the next line, so it cannot pass for another record.
+fn printable(text: &str) -> Cow<'_, str> {
+    let is_plain = |c: char| c == '\n' || c == '\t' || !(c.is_control() || commands_layout(c));
+    if text.chars().all(is_plain) {
+        return text.into();
+    }
+    let escaped = |c: char| if is_plain(c) { c.to_string() } else { c.escape_default().to_string() };
+    text.chars().map(escaped).collect()
+}
+
+/// Returns whether a character separates lines or changes the direction of the text (Unicode Standard Annex 9).
+fn commands_layout(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Returns whether standard error is a terminal that shows colours.
@@ -265,7 +283,18 @@ impl log::Log for Verbosity {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        self.0.logger.load().log(record);
+        let logger = self.0.logger.load();
+        if !logger.matches(record) {
+            return;
+        }
+        let text = record.args().to_string();
+        match printable(&text) {
+            Cow::Borrowed(_) => logger.log(record),
+            Cow::Owned(text) => {
+                let metadata = record.metadata().clone();
+                logger.log(&log::Record::builder().metadata(metadata).args(format_args!("{text}")).build());
+            }
+        }
     }
 
     fn flush(&self) {
@@ -386,6 +415,15 @@ mod tests {
     use log::{Level, Log as _, Metadata};
 
     use super::*;
+
+    #[test]
+    fn characters_that_command_a_terminal_are_escaped() {
+        for plain in ["", "pool web: \u{fc}", "a\n  b\tc", "\"a\\b\""] {
+            assert!(matches!(printable(plain), Cow::Borrowed(same) if same == plain), "{plain:?}");
+        }
+        let hostile = "a\r\u{1b}[31m\0\u{7f}\u{9b}b\u{2028}\u{202e}\u{2066}";
+        assert_eq!(printable(hostile), r"a\r\u{1b}[31m\u{0}\u{7f}\u{9b}b\u{2028}\u{202e}\u{2066}");
+    }
 
     #[test]
     fn the_journal_is_recognised_by_device_and_inode_of_standard_error() {
