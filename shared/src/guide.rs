@@ -26,5 +26,6 @@ pages!(
     quickstart,
     reference,
     reload,
-    resilience
+    resilience,
+    security
 );

@@ -5,6 +5,7 @@ mod comments;
 #[cfg(test)]
 mod figures;
 mod modules;
+mod security;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -20,6 +20,7 @@ mod grpc_health;
 mod guide;
 mod health;
 mod help;
+mod hostile;
 mod instances;
 mod keys;
 mod limits;

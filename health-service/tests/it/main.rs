@@ -1,5 +1,6 @@
 //! Tests of the checks and the prober with real sockets on loopback.
 
+mod any_bytes;
 mod checks;
 mod grpc;
 mod log_lines;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lb_service::failure::{Failure, Rejection};
 use shared::config::load_text;
 
 use crate::support::{context, repository};
@@ -12,8 +13,14 @@ use crate::support::{context, repository};
 const POOL: &str = "pools:\n  web:\n    backends: [10.0.0.1:8080, 10.0.0.2:8080]\n";
 
 /// The documents for people at the root, beside the guide.
-const DOCUMENTS: [&str; 5] =
-    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "tests/soak/RESULTS.md"];
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "tests/soak/RESULTS.md",
+];
 
 #[test]
 fn every_yaml_example_is_accepted_without_a_warning() {
@@ -63,6 +70,23 @@ fn links_between_pages_are_the_same_in_rustdoc() {
                 assert_eq!(in_rustdoc.get(&label), Some(&expected), "{own}: [{label}] in links.md");
             }
         }
+    }
+}
+
+#[test]
+fn each_reason_to_reject_a_request_has_a_row_with_its_status_and_is_a_label() {
+    let page = |name| read(&guide().join(name));
+    let (observability, limits) = (page("observability.md"), page("limits.md"));
+    let labels = observability.lines().find(|line| line.starts_with("| `lb_rejected_total`"));
+    for rejection in Rejection::all() {
+        let (word, status) = (rejection.as_str(), Failure::Rejected(rejection).status());
+        let row = format!("\n| `{word}` | {status} | ");
+        let has_row = observability.contains(&row) || limits.contains(&row);
+        assert!(has_row, "the guide has no row for {word}, {status}");
+        assert!(
+            labels.is_some_and(|row| row.contains(&format!("`{word}`"))),
+            "{word} is no label in the guide"
+        );
     }
 }
 
