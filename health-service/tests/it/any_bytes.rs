@@ -37,6 +37,18 @@ const HTTP1: [&[u8]; 22] = [
     b"\0",
 ];
 
+/// Beginnings after which the bytes are those of a body.
+const HTTP1_HEADS: [&[u8]; 4] = [
+    b"",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n",
+];
+
+/// The settings with which a server begins, and a response without its end.
+const HTTP2_HEADS: [&[u8]; 3] =
+    [b"", b"\0\0\0\x04\0\0\0\0\0", b"\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x04\0\0\0\x01\x88"];
+
 /// Frames of HTTP/2, whole and broken.
 const HTTP2: [&[u8]; 10] = [
     b"\0\0\0\x04\0\0\0\0\0",
@@ -51,9 +63,13 @@ const HTTP2: [&[u8]; 10] = [
     b"\xff\xff\xff\0\0\xff",
 ];
 
-fn pieces(parts: &'static [&'static [u8]]) -> impl Strategy<Value = Vec<Vec<u8>>> {
+fn pieces(
+    heads: &'static [&'static [u8]],
+    parts: &'static [&'static [u8]],
+) -> impl Strategy<Value = Vec<Vec<u8>>> {
     let piece = prop_oneof![4 => select(parts).prop_map(<[u8]>::to_vec), 1 => any::<Vec<u8>>()];
-    proptest::collection::vec(piece, 0..24)
+    let rest = proptest::collection::vec(piece, 0..24);
+    (select(heads), rest).prop_map(|(head, rest)| [vec![head.to_vec()], rest].concat())
 }
 
 /// Checks a backend that sends these pieces one by one. A panic fails the test.
@@ -83,13 +99,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn any_bytes_of_a_backend_give_a_result_to_an_http_check(pieces in pieces(&HTTP1)) {
+    fn any_bytes_of_a_backend_give_a_result_to_an_http_check(pieces in pieces(&HTTP1_HEADS, &HTTP1)) {
         let check_body = HttpCheck { expect_body: Some("hello".to_owned()), ..HttpCheck::default() };
         check(CheckKind::Http(check_body), pieces);
     }
 
     #[test]
-    fn any_bytes_of_a_backend_give_a_result_to_a_grpc_check(pieces in pieces(&HTTP2)) {
+    fn any_bytes_of_a_backend_give_a_result_to_a_grpc_check(pieces in pieces(&HTTP2_HEADS, &HTTP2)) {
         check(CheckKind::Grpc(GrpcCheck::default()), pieces);
     }
 }

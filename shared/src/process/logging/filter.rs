@@ -21,10 +21,12 @@ use values::{Rejection, TextScalar, did_you_mean};
 const DEFAULT_LEVEL: LevelFilter = LevelFilter::Info;
 
 /// The maximum levels of Pingora's crates, which are quieter than the rest. Its load balancer reports each health
-/// change, which our prober does together with the reason. Its proxy reports each request that a client aborts, so that
-/// clients could fill the log.
-const QUIET: [(&str, LevelFilter); 3] = [
+/// change, which our prober does together with the reason. Its proxy reports each request that a client aborts, and its
+/// HTTP server, which serves the metrics address, reports all bytes of each malformed request, so that clients could
+/// fill the log.
+const QUIET: [(&str, LevelFilter); 4] = [
     ("pingora", LevelFilter::Warn),
+    ("pingora_core::apps::http_app", LevelFilter::Off),
     ("pingora_load_balancing", LevelFilter::Off),
     ("pingora_proxy", LevelFilter::Off),
 ];
@@ -374,6 +376,7 @@ mod tests {
             assert!(!shows(&filter, "pingora_core::server", Level::Info));
             assert!(shows(&filter, "pingora_core::server", Level::Warn));
             assert!(!shows(&filter, "pingora_load_balancing", Level::Error));
+            assert!(!shows(&filter, "pingora_core::apps::http_app", Level::Error));
         }
     }
 
