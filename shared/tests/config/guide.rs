@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lb_service::failure::{Failure, Rejection};
+use lb_service::listener::{ClientLimits, ClientTimeouts};
 use shared::config::load_text;
 
 use crate::support::{context, repository};
@@ -86,6 +88,29 @@ fn each_reason_to_reject_a_request_has_a_row_with_its_status_and_is_a_label() {
         assert!(
             labels.is_some_and(|row| row.contains(&format!("`{word}`"))),
             "{word} is no label in the guide"
+        );
+    }
+}
+
+#[test]
+fn the_limits_of_clients_have_the_defaults_of_the_code() {
+    let (limits, timeouts) = (ClientLimits::default(), ClientTimeouts::default());
+    let seconds = |timeout: Duration| format!("{} s", timeout.as_secs());
+    let kibibytes = |bytes: usize| format!("{} KiB", bytes / 1024);
+    let page = read(&guide().join("limits.md"));
+    for (key, default) in [
+        ("limits.head", kibibytes(limits.head.head)),
+        ("limits.fields", limits.head.fields.to_string()),
+        ("limits.target", kibibytes(limits.head.target)),
+        ("timeouts.idle", seconds(timeouts.idle)),
+        ("timeouts.head", seconds(timeouts.head)),
+        ("timeouts.body", seconds(timeouts.body)),
+        ("min_rate", format!("{} bytes per second", limits.min_rate)),
+    ] {
+        let row = page.lines().find(|line| line.starts_with(&format!("| `{key}`")));
+        assert!(
+            row.is_some_and(|row| row.contains(&format!(" | {default} | "))),
+            "{key}: {default}: {row:?}"
         );
     }
 }
