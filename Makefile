@@ -34,8 +34,8 @@ bench: ## compare CPU, latency and memory with nginx, HAProxy, Envoy and Pingora
 	$(CARGO) build --release --package tests --example quickstart --quiet
 	python3 tests/benches/run.py --bin $(TARGET)/release/load_balancer --quickstart $(TARGET)/release/examples/quickstart --write $(ARGS)
 
-soak: ## run for long under load and reloads, check every byte, and compare with nginx and HAProxy: make soak SOAK="nginx"
+soak: ## run for long under load and reloads, and compare with nginx and HAProxy: make soak SOAK="nginx"; SOAK=attack: under attack
 	@sh deploy/setup.sh build test bench
 	$(CARGO) build --release --package shared --bin load_balancer --quiet
 	SOAK="$(SOAK)" SOAK_WRITE=1 LOAD_BALANCER_BIN="$(abspath $(TARGET))/release/load_balancer" \
-		$(CARGO) test --package tests --test soak -- --ignored --nocapture
+		$(CARGO) test --package tests --test soak -- --ignored --nocapture $(if $(filter attack,$(SOAK)),attack,long_run)

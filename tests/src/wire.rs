@@ -65,7 +65,12 @@ impl Head {
         values.map(str::trim).any(|value| value.eq_ignore_ascii_case(element))
     }
 
-    fn parse(raw: Vec<u8>) -> io::Result<Self> {
+    /// Parses the bytes of a head, including the empty line at the end.
+    ///
+    /// # Errors
+    ///
+    /// Returns `InvalidData` if a line is not a header.
+    pub fn parse(raw: Vec<u8>) -> io::Result<Self> {
         let text = String::from_utf8_lossy(&raw).into_owned();
         let mut lines = text.trim_end_matches("\r\n").split("\r\n");
         let start = lines.next().unwrap_or_default().to_owned();

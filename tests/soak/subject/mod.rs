@@ -94,7 +94,7 @@ impl Place {
 }
 
 /// Replaces each `@NAME@` by its value.
-fn fill(template: &str, values: &[(&str, String)]) -> String {
+pub(crate) fn fill(template: &str, values: &[(&str, String)]) -> String {
     let mut text = template.to_owned();
     for (name, value) in values {
         text = text.replace(&format!("@{name}@"), value);
