@@ -120,6 +120,8 @@ impl IdleConnections {
         let mut parked = self.parked.lock();
         // Those that were parked in the meantime are the newest.
         kept.append(&mut parked);
+        // After a burst, the list gives its memory back.
+        kept.shrink_to(2 * kept.len());
         *parked = kept;
     }
 
