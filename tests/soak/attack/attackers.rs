@@ -256,7 +256,7 @@ impl Attacker {
         match front.attack {
             Attack::SlowHeads | Attack::SlowBodies => self.trickle(front).await,
             Attack::SlowReaders => self.sip(front).await,
-            Attack::Garbage if number % 2 == 0 => self.trickle(front).await,
+            Attack::Garbage if number.is_multiple_of(2) => self.trickle(front).await,
             Attack::Idle | Attack::Garbage => self.hold(front).await,
             Attack::Tunnels => self.tunnel(front, number).await,
             Attack::Pipelining => {
@@ -318,7 +318,7 @@ impl Attacker {
                 return self.finish(front, Some(error));
             }
         }
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             // It fails only if the daemon has reset the connection, which the next read reports.
             let _ = self.stream.shutdown().await;
         }

@@ -207,6 +207,7 @@ impl Plan {
 
     /// Returns the long run with the kinds of attackers that `SOAK` names after the word `attack`, or with all kinds if
     /// it names none.
+    #[expect(clippy::panic, reason = "a wrong name ends the run")]
     fn wanted(soak: &str) -> Self {
         let named = |name| Attack::named(name).unwrap_or_else(|| panic!("unknown attack {name} in SOAK"));
         let attacks: Vec<Attack> = soak.split_whitespace().skip(1).map(named).collect();
