@@ -51,6 +51,8 @@ pub struct ListenerTraffic {
     pub connections_active: Gauge,
     /// Requests in flight, including upgraded connections.
     pub in_flight: Gauge,
+    /// Bytes of response bodies that passed from a backend to a client without a copy in the process.
+    pub spliced: Counter,
     /// Fields of requests that were dropped because some backends read their names as trusted ones.
     pub look_alikes: Counter,
     /// Fields of requests that were dropped because `Connection` named them.
@@ -127,6 +129,7 @@ impl ListenerTraffic {
             accept_errors: Counter::default(),
             connections_active: Gauge::default(),
             in_flight: Gauge::default(),
+            spliced: Counter::default(),
             look_alikes: Counter::default(),
             nominated: Counter::default(),
             rejected: std::array::from_fn(|_| Counter::default()),

@@ -75,6 +75,11 @@ const HEADERS_DROPPED: Family = Family {
     help: "Headers of requests that were not passed on, by reason.",
     labels: &["listener", "reason"],
 };
+const SPLICED: Family = Family {
+    name: "lb_spliced_bytes_total",
+    help: "Bytes of response bodies that the system moved from a backend to a client without a copy in the process.",
+    labels: &["listener"],
+};
 const STAGED_CLOSES: Family = Family {
     name: "lb_staged_closes_total",
     help: "Client connections that were read to their end after the last response, by what ended this.",
@@ -163,7 +168,7 @@ const HASH_KEYS_MISSING: Family = Family {
     labels: &["pool"],
 };
 
-const FAMILIES: [&Family; 28] = [
+const FAMILIES: [&Family; 29] = [
     &REQUESTS,
     &REQUEST_DURATION,
     &REQUEST_BYTES,
@@ -174,6 +179,7 @@ const FAMILIES: [&Family; 28] = [
     &CONNECTIONS_ACTIVE,
     &REJECTED,
     &HEADERS_DROPPED,
+    &SPLICED,
     &STAGED_CLOSES,
     &TRUNCATED,
     &UPSTREAM_REQUESTS,
@@ -226,6 +232,7 @@ impl View<'_> {
         });
         vec![
             HEADERS_DROPPED.counter(dropped),
+            SPLICED.counter(per_listener(|listener| listener.spliced.get())),
             STAGED_CLOSES.counter(closes),
             IN_FLIGHT.gauge(per_listener(|listener| listener.in_flight.get())),
             CONNECTIONS.counter(per_listener(|listener| listener.connections.get())),

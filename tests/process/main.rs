@@ -36,6 +36,7 @@ mod retries;
 mod routing;
 mod server_keys;
 mod session_keys;
+mod splicing;
 mod stop;
 mod systemd;
 mod unix_backends;

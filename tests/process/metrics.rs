@@ -46,6 +46,7 @@ fn every_documented_metric_family_is_served() {
         ("lb_response_bytes_total", "counter"),
         ("lb_rejected_total", "counter"),
         ("lb_headers_dropped_total", "counter"),
+        ("lb_spliced_bytes_total", "counter"),
         ("lb_staged_closes_total", "counter"),
         ("lb_truncated_bodies_total", "counter"),
         ("lb_upstream_informational_total", "counter"),

@@ -20,8 +20,8 @@ pub(crate) struct Input {
 
 /// The bytes of a read as long as little arrives. They go to the stack, so that a connection that waits has no buffer.
 const STEP: usize = 16 * 1024;
-/// The bytes of a read while many bytes flow. They stay where they were read into until the other side has taken them. A
-/// peer that stops to read holds as much.
+/// The bytes of a read while many bytes flow. They stay where they were read into until the other side has taken them.
+/// A peer that stops to read holds as much.
 const FLOW_STEP: usize = 32 * 1024;
 
 // === impl Input ===

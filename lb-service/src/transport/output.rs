@@ -5,13 +5,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use tokio::io::AsyncWrite;
 
-use super::stream::{Sent, Stream};
+use super::splice::Pipe;
+use super::stream::{Peer, Sent, Stream};
 use crate::wire::body::Frame;
 use crate::wire::chunked::CHUNK_END;
 
-/// Bytes that wait for the peer to take them, in order: the front, the data, the back.
+/// Bytes that wait for the peer to take them, in order: the front, the data, the back, and those in the pipe.
 ///
 /// Heads, frames and small pieces are gathered in the front and the back. A large piece of a body is not copied.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub(crate) struct Output {
     back: Vec<u8>,
     /// The bytes of the front that the peer has taken.
     taken: usize,
+    /// The way of a large body past the process.
+    pipe: Option<Box<Pipe>>,
 }
 
 /// A piece of a body that is not larger is copied, so that it leaves in one packet with its head.
@@ -33,12 +35,28 @@ const FULL: usize = 16 * 1024;
 impl Output {
     /// Returns whether the peer has taken everything.
     pub(crate) fn is_empty(&self) -> bool {
+        self.is_piped() && self.pipe.as_ref().is_none_or(|pipe| pipe.is_empty())
+    }
+
+    /// Returns whether the peer has taken everything except the bytes in the pipe.
+    fn is_piped(&self) -> bool {
         self.front.is_empty() && self.data.is_empty() && self.back.is_empty()
     }
 
     /// Returns whether another piece can be added before the peer takes some.
     pub(crate) fn has_room(&self) -> bool {
-        self.data.is_empty() && self.front.len() < FULL
+        let is_full = self.pipe.as_ref().is_some_and(|pipe| !pipe.is_empty());
+        self.data.is_empty() && self.front.len() < FULL && !is_full
+    }
+
+    /// Returns the pipe for more bytes, which must be [empty](Self::has_room) then.
+    pub(crate) fn pipe(&mut self) -> Option<&mut Pipe> {
+        self.pipe.as_deref_mut()
+    }
+
+    /// Sets the pipe for bytes that leave after those which wait, or removes an empty one.
+    pub(crate) fn set_pipe(&mut self, pipe: Option<Pipe>) {
+        self.pipe = pipe.map(Box::new);
     }
 
     /// Returns the bytes to which a head or the end of a body is appended.
@@ -77,7 +95,7 @@ impl Output {
     /// lost when the write is interrupted: see [`poll_write`](Self::poll_write).
     pub(crate) fn poll_flush(
         &mut self,
-        stream: &mut (impl AsyncWrite + Unpin),
+        stream: &mut impl Peer,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         while !self.is_empty() {
@@ -89,18 +107,27 @@ impl Output {
     /// Writes once, as much as the peer takes. Returns the number of bytes, which is not 0.
     pub(crate) fn poll_write(
         &mut self,
-        stream: &mut (impl AsyncWrite + Unpin),
+        stream: &mut impl Peer,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
+        let is_piped = self.is_piped();
+        let written = match (&mut self.pipe, stream.tcp()) {
+            (Some(pipe), Some(tcp)) if is_piped => ready!(pipe.poll_drain(tcp, cx))?,
+            _ => ready!(self.poll_write_slices(stream, cx))?,
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_slices(&mut self, stream: &mut impl Peer, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let slices = self.slices();
         let written = if self.data.is_empty() && self.back.is_empty() {
             ready!(Pin::new(stream).poll_write(cx, &slices[0]))?
         } else {
             ready!(Pin::new(stream).poll_write_vectored(cx, &slices))?
         };
-        if written == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
         self.take(written);
         Poll::Ready(Ok(written))
     }
@@ -110,6 +137,12 @@ impl Output {
     pub(crate) fn write_now(&mut self, stream: &mut Stream) -> usize {
         if self.is_empty() && !stream.is_tls() {
             return 0;
+        }
+        let is_piped = self.is_piped();
+        if let (Some(pipe), Some(tcp)) = (&mut self.pipe, stream.tcp())
+            && is_piped
+        {
+            return pipe.drain_now(tcp).unwrap_or_default();
         }
         let Sent { plain, total } = stream.send_now(&self.slices()).unwrap_or_default();
         self.take(plain);
@@ -150,6 +183,8 @@ mod tests {
 
     use futures::task::noop_waker_ref;
     use proptest::prelude::*;
+    use tokio::io::AsyncWrite;
+    use tokio::net::TcpStream;
 
     use super::*;
     use crate::wire::chunked::ChunkHead;
@@ -185,6 +220,12 @@ mod tests {
 
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             Poll::Ready(Ok(()))
+        }
+    }
+
+    impl Peer for Slow {
+        fn tcp(&self) -> Option<&TcpStream> {
+            None
         }
     }
 

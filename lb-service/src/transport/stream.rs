@@ -35,6 +35,12 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream<Socket>>),
 }
 
+/// What an output can be written to.
+pub(crate) trait Peer: AsyncWrite + Unpin {
+    /// Returns the TCP connection, if bytes leave as they are.
+    fn tcp(&self) -> Option<&TcpStream>;
+}
+
 /// The bytes that the system has taken in one write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
@@ -225,6 +231,15 @@ macro_rules! passes_on {
             }
         }
     };
+}
+
+impl Peer for Stream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(Socket::Tcp(stream)) => Some(stream),
+            Self::Plain(Socket::Unix(_)) | Self::Tls(_) => None,
+        }
+    }
 }
 
 passes_on!(Socket);

@@ -22,6 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use super::input::Input;
 use super::output::Output;
+use super::splice::Pipes;
 use super::stream::{Socket, Stream, keepalive};
 use crate::exchange::FaultKind;
 use crate::pool::{Backend, History, IdleBudget, Parked, Poison, RuntimeId, UpstreamAddress};
@@ -60,6 +61,7 @@ pub struct Connector {
     /// The addresses to connect from.
     pub(crate) sources: Sources,
     pub(crate) budget: IdleBudget,
+    pub(crate) pipes: Pipes,
 }
 
 /// A connection to a backend that is being made.
@@ -102,7 +104,7 @@ impl Connector {
         let first = |addresses: &[String]| addresses.first().and_then(|address| address.parse().ok());
         let sources = Sources { v4: first(&conf.client_bind_to_ipv4), v6: first(&conf.client_bind_to_ipv6) };
         let idle = conf.upstream_keepalive_pool_size.saturating_mul(conf.threads);
-        Self { sources, budget: IdleBudget::new(idle) }
+        Self { sources, budget: IdleBudget::new(idle), pipes: Pipes::default() }
     }
 
     /// Takes an idle connection to this backend, if there is one that was in use in this `recent` time.

@@ -73,6 +73,18 @@ impl BodyReader {
         }
     }
 
+    /// Returns the number of bytes that have not arrived of a body of known length, and 0 for any other body.
+    pub(crate) fn rest(&self) -> u64 {
+        if let Self::Length(left) = self { *left } else { 0 }
+    }
+
+    /// Counts bytes of a body of known length that passed without being read.
+    pub(crate) fn pass(&mut self, size: NonZeroUsize) {
+        if let Self::Length(left) = self {
+            *left = left.saturating_sub(size.get() as u64);
+        }
+    }
+
     #[cfg(test)]
     /// Returns whether the body has ended. A body that ends with the connection never has.
     pub(crate) fn is_done(&self) -> bool {
@@ -165,6 +177,17 @@ mod tests {
         assert!(body.is_done());
         assert_eq!(body.step(b"fg"), Ok(Step::End { end: 0 }));
         assert_eq!(reader(Length::None).step(b"GET"), Ok(Step::End { end: 0 }));
+    }
+
+    #[test]
+    fn bytes_that_are_not_read_count_for_a_known_length_only() {
+        let size = NonZeroUsize::new(3).unwrap();
+        let mut body = reader(Length::Known(5));
+        assert_eq!(body.rest(), 5);
+        body.pass(size);
+        assert_eq!((body.rest(), body.step(b"defg")), (2, Ok(Step::Data { start: 0, end: 2 })));
+        let rests = [Length::None, Length::Chunked, Length::UntilClose].map(|length| reader(length).rest());
+        assert_eq!(rests, [0, 0, 0]);
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! The side of the client: its bytes in both directions, and the time that it takes.
 
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use super::super::input::Input;
 use super::super::output::Output;
-use super::super::stream::Stream;
+use super::super::splice::Pipes;
+use super::super::stream::{Peer as _, Stream};
 use super::super::timer::Timer;
 use crate::exchange::{Fault, FaultKind};
+use crate::traffic::ListenerTraffic;
 
 /// The connection of a client.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(super) struct Client {
     pub(super) output: Output,
     /// The timer for everything that the connection waits for.
     pub(super) timer: Timer,
+    /// The pipes for large bodies, and what counts their bytes.
+    pipes: (Pipes, Arc<ListenerTraffic>),
     /// The longest time in which the client reads nothing of a response.
     pub(super) pause: Duration,
 }
@@ -32,8 +37,16 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 // === impl Client ===
 
 impl Client {
-    pub(super) fn new(stream: Stream, pause: Duration) -> Self {
-        Self { stream, input: Input::default(), output: Output::default(), timer: Timer::new(), pause }
+    pub(super) fn new(stream: Stream, pause: Duration, pipes: (Pipes, Arc<ListenerTraffic>)) -> Self {
+        Self { stream, input: Input::default(), output: Output::default(), timer: Timer::new(), pipes, pause }
+    }
+
+    /// Gets a pipe for bytes from this connection. Returns whether there is one.
+    pub(super) fn open_pipe(&mut self, from: &Stream) -> bool {
+        let (pipes, traffic) = &self.pipes;
+        let both = self.stream.tcp().and(from.tcp());
+        self.output.set_pipe(both.and_then(|_| pipes.make(traffic)));
+        self.output.pipe().is_some()
     }
 
     /// Gives the memory back of buffers without bytes.

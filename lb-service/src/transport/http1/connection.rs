@@ -89,7 +89,8 @@ pub(crate) async fn run(acceptance: &Acceptance, stream: Stream, connection: &Ar
     let Some(first) = acceptance.place(&mut None) else { return };
     let timeouts = first.listener().timeouts;
     drop(first);
-    let mut client = Client::new(stream, timeouts.body);
+    let pipes = (acceptance.connector.pipes.clone(), connection.acceptor.listener.clone());
+    let mut client = Client::new(stream, timeouts.body, pipes);
     let established = Established { acceptance, connection, runtime: Handle::current().id() };
     match requests(established, &mut client, timeouts.idle).await {
         Next::Keep | Next::Drop => {}

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::super::splice;
+use super::super::stream::Peer as _;
 use super::super::upstream::Upstream;
 use super::client::{Client, LOOK, fault};
 use super::request_body::{Piece, Place, RequestBody};
@@ -101,6 +103,8 @@ pub(super) struct Download {
     direction: Direction,
     /// The bytes of the body that were queued for the client.
     bytes: u64,
+    /// Whether a large rest of the body may pass through a pipe.
+    may_splice: bool,
 }
 
 /// What happened while the relay waited for the head of the response.
@@ -492,6 +496,7 @@ impl<'a> Relay<'a> {
         loop {
             let piece = match download.is_done || !self.client.output.has_room() {
                 true => Poll::Pending,
+                false if self.splices(download) => self.poll_splice(download, cx),
                 false => self.poll_response_piece(download, cx),
             };
             match piece {
@@ -509,6 +514,50 @@ impl<'a> Relay<'a> {
                 },
             }
         }
+    }
+
+    /// Returns whether the next bytes of the body pass through a pipe. It is opened when it becomes worthwhile.
+    fn splices(&mut self, download: &mut Download) -> bool {
+        let is_copied = download.reader.rest() == 0 || !self.upstream.input.bytes().is_empty();
+        if is_copied || !download.may_splice {
+            return false;
+        }
+        if self.client.output.pipe().is_some() {
+            return true;
+        }
+        if !splice::is_worthwhile(download.reader.rest()) {
+            return false;
+        }
+        download.may_splice = self.client.open_pipe(&self.upstream.stream);
+        if download.may_splice {
+            self.upstream.input.release();
+        }
+        download.may_splice
+    }
+
+    /// Fills the pipe. When that is not possible, the body is copied again, by which the reason is found.
+    fn poll_splice(
+        &mut self,
+        download: &mut Download,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponsePiece, Fault>> {
+        let (tcp, pipe) = (self.upstream.stream.tcp(), self.client.output.pipe());
+        let filled = match tcp.zip(pipe) {
+            Some((tcp, pipe)) => ready!(pipe.poll_fill(tcp, download.reader.rest(), cx)).unwrap_or(0),
+            None => 0,
+        };
+        let Some(size) = NonZeroUsize::new(filled) else {
+            download.may_splice = false;
+            self.client.output.set_pipe(None);
+            return self.poll_response_piece(download, cx);
+        };
+        download.steps += 1;
+        download.reader.pass(size);
+        if download.reader.rest() == 0 {
+            // A copy would read bytes beyond the end together with the last ones.
+            let _ = self.upstream.input.poll_fill(&mut self.upstream.stream, cx);
+        }
+        Poll::Ready(Ok(ResponsePiece::Spliced(size)))
     }
 
     fn poll_response_piece(
@@ -553,6 +602,8 @@ impl<'a> Relay<'a> {
 #[derive(Debug)]
 enum ResponsePiece {
     Data(Bytes),
+    /// This many bytes are in the pipe to the client.
+    Spliced(NonZeroUsize),
     End(Option<FieldLines>),
 }
 
@@ -567,8 +618,19 @@ impl Download {
         pause: Option<Duration>,
         now: Instant,
     ) -> Self {
-        let direction = Direction::new(now);
-        Self { reader, writer, named, pause, is_done: false, steps: 0, taken: 0, direction, bytes: 0 }
+        let (direction, may_splice) = (Direction::new(now), true);
+        Self {
+            reader,
+            writer,
+            named,
+            pause,
+            is_done: false,
+            steps: 0,
+            taken: 0,
+            direction,
+            bytes: 0,
+            may_splice,
+        }
     }
 
     fn took(&mut self, written: usize) {
@@ -589,7 +651,12 @@ impl Download {
                 self.bytes += size.get() as u64;
                 client.output.push(frame, data);
             }
+            ResponsePiece::Spliced(size) => {
+                self.writer.frame(size).map_err(|_| ())?;
+                self.bytes += size.get() as u64;
+            }
             ResponsePiece::End(trailers) => {
+                client.output.set_pipe(None);
                 self.writer.end().map_err(|_| ())?;
                 if self.writer == BodyWriter::Chunked {
                     write::last_chunk(client.output.text(), trailers.as_ref(), &self.named);

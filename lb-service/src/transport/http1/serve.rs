@@ -271,6 +271,7 @@ mod tests {
     use tokio::net::TcpStream;
     use tokio::runtime::Handle;
 
+    use super::super::super::splice::Pipes;
     use super::super::super::stream::{Socket, Stream};
     use super::super::super::upstream::Connector;
     use super::*;
@@ -287,7 +288,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (peer, _) = listener.accept().unwrap();
-        (Client::new(Stream::Plain(Socket::Tcp(stream)), Duration::from_secs(1)), peer)
+        let pipes = (Pipes::default(), Traffic::default().listener("web"));
+        (Client::new(Stream::Plain(Socket::Tcp(stream)), Duration::from_secs(1), pipes), peer)
     }
 
     #[tokio::test]
