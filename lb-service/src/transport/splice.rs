@@ -1,4 +1,5 @@
-//! Large bodies between two TCP connections: the system moves them through a pipe, and no byte is copied to the process.
+//! Large bodies between two TCP connections: the system moves them through a pipe, and no byte is copied to the
+//! process.
 //!
 //! A pipe costs two descriptors, memory of the system, and several system calls. So only a large rest of a body passes
 //! through one, and only [`MAX_PIPES`] do at the same time. Everything else is copied.
@@ -89,8 +90,8 @@ impl Pipe {
         self.filled == 0
     }
 
-    /// Moves at most `rest` bytes from the socket to the pipe. Returns their number, which is 0 if the peer has sent its
-    /// last byte.
+    /// Moves at most `rest` bytes from the socket to the pipe. Returns their number, which is 0 if the peer has sent
+    /// its last byte.
     ///
     /// The pipe must be empty: the system gives the same error for a full pipe as for a socket without bytes.
     pub(crate) fn poll_fill(

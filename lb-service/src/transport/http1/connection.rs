@@ -290,8 +290,8 @@ fn poll_discard(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<bool> {
 // === impl Settling ===
 
 impl Settling<'_, '_> {
-    /// Is ready when idle connections are to be closed. The task registers itself only once, because its waker stays the
-    /// same.
+    /// Is ready when idle connections are to be closed. The task registers itself only once, because its waker stays
+    /// the same.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.is_registered {
             self.is_registered = self.notified.as_mut().poll(cx).is_pending();
