@@ -1,4 +1,5 @@
 //! Measures the cost of one pick through Pingora's `select_with`, for each algorithm and for Pingora's round robin.
+//! That is how other programs use a `Policy`. A `Pool` takes the candidates from its own `Policy`, which costs less.
 //!
 //! ```text
 //! cargo bench -p lb-service --bench pick
